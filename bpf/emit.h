@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The one way out: filter, ring, count. */
+#ifndef __EMIT_H__
+#define __EMIT_H__
+
+static __always_inline bool has_port(const volatile __u64 ports[1024], u16 port)
+{
+	return ports[port >> 6] & (1ULL << (port & 63));
+}
+
+static __always_inline bool in_networks(const u8 address[16])
+{
+	struct prefix key = { .bits = 128 };
+
+	__builtin_memcpy(key.address, address, 16);
+	return bpf_map_lookup_elem(&networks, &key);
+}
+
+static __always_inline bool same_comm(const char comm[16])
+{
+	for (int i = 0; i < 16; i++) {
+		if (comm[i] != filter.comm[i])
+			return false;
+		if (!comm[i])
+			break;
+	}
+	return true;
+}
+
+static __always_inline bool is_mapped(const u8 address[16])
+{
+	const u32 *word = (const u32 *)address;
+
+	return !word[0] && !word[1] && word[2] == bpf_htonl(0xffff);
+}
+
+/*
+ * Where a packet was dropped need not be where its connection is, and which end
+ * is ours is not always known: what can be filtered is its family, and whether
+ * an end of it fits.
+ */
+static __always_inline bool wanted_packet(const struct event *e)
+{
+	if (filter.family) {
+		bool ipv4 = e->family == AF_INET || is_mapped(e->peer);
+
+		if (ipv4 != (filter.family == AF_INET))
+			return false;
+	}
+	if (filter.by_peer_port && !has_port(peer_ports, e->pport) &&
+	    !has_port(peer_ports, e->lport))
+		return false;
+	return !filter.by_address || in_networks(e->local) ||
+	       in_networks(e->peer);
+}
+
+/*
+ * A cloned socket does not show its peer before 6.18: it passes, and user
+ * space looks again when its next event tells. A port that is not chosen yet
+ * is in no set of ports.
+ */
+static __always_inline bool wanted(const struct event *e, bool is_ours)
+{
+	bool nameless = e->new == TCP_SYN_RECV && !e->pport;
+
+	if (filter.netns && e->netns != filter.netns)
+		return false;
+	if (filter.pid && e->owner.pid != filter.pid)
+		return false;
+	if (filter.by_comm && !same_comm(e->owner.comm))
+		return false;
+	if (filter.by_descent && !is_ours)
+		return false;
+	if (filter.by_cgroup &&
+	    (!e->owner.cgroup ||
+	     bpf_map_lookup_elem(&unwanted, &e->owner.cgroup)))
+		return false;
+	if (filter.by_local_port && !has_port(local_ports, e->lport))
+		return false;
+	if (nameless)
+		return true;
+	if (filter.family) {
+		bool ipv4 = e->family == AF_INET || is_mapped(e->peer);
+
+		if (ipv4 != (filter.family == AF_INET))
+			return false;
+	}
+	if (filter.by_peer_port && !has_port(peer_ports, e->pport))
+		return false;
+	if (filter.by_address && !in_networks(e->local) &&
+	    !in_networks(e->peer))
+		return false;
+	return true;
+}
+
+/*
+ * A wake-up costs more than the event. The reader polls; it is woken only by
+ * the event that takes the ring across the mark.
+ */
+static __always_inline u64 wakeup(void)
+{
+	u64 fill = bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA);
+
+	if (fill < kernel.wakeup_mark &&
+	    fill + sizeof(struct event) >= kernel.wakeup_mark)
+		return BPF_RB_FORCE_WAKEUP;
+	return BPF_RB_NO_WAKEUP;
+}
+
+static __always_inline void count_untracked(void)
+{
+	u32 zero = 0;
+	u64 *count = bpf_map_lookup_elem(&untracked, &zero);
+
+	if (count)
+		__sync_fetch_and_add(count, 1);
+}
+
+static __noinline void emit(struct event *e, u8 kind, bool is_ours)
+{
+	u32 key = kind;
+	u64 *count;
+
+	if (e->packet ? !wanted_packet(e) : !wanted(e, is_ours))
+		return;
+	e->kind = kind;
+	if (!bpf_ringbuf_output(&events, e, sizeof(*e), wakeup()))
+		return;
+	count = bpf_map_lookup_elem(&lost, &key);
+	if (count) /* atomic: another program of ours can interrupt this one */
+		__sync_fetch_and_add(count, 1);
+}
+
+#endif /* __EMIT_H__ */

@@ -1,0 +1,366 @@
+// Package probe asks the kernel. It finds out what this kernel offers and
+// permits, loads and attaches the BPF programs, and reads and decodes what they
+// send. It is the only importer of cilium/ebpf.
+package probe
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/ringbuf"
+	"github.com/cilium/ebpf/rlimit"
+
+	"github.com/twtrace/twtrace/internal/event"
+)
+
+// pollInterval bounds how long an event lies in the ring: the programs do not
+// wake the reader, a wake-up an event would double what tracing costs.
+const pollInterval = 10 * time.Millisecond
+
+// Config says what to trace, and how.
+type Config struct {
+	// Tier forces a choice of hooks; Auto takes the best that this kernel
+	// permits.
+	Tier Tier
+	// BTF is a file with the kernel's types, for a kernel that does not
+	// carry them; "" for the kernel's own.
+	BTF string
+	// RingSize is the ring buffer's size in bytes: a power of two, at
+	// least a page. 0 is 8 MiB.
+	RingSize int
+	Filter   Filter
+	Cgroups  Cgroups
+}
+
+// Cgroups says which hierarchy of control groups the ids in events are of: the
+// zero Cgroups is version 2.
+type Cgroups struct {
+	// Hierarchy is the number of one of version 1, as in /proc/PID/cgroup, and
+	// Controller one of its controllers: "memory".
+	Hierarchy  uint32
+	Controller string
+}
+
+// Tracer is the loaded programs and their ring buffer. Its methods are not
+// safe for concurrent use, except Lost.
+type Tracer struct {
+	spec    *ebpf.CollectionSpec
+	types   *btf.Spec
+	cache   *btf.Cache // of the kernel's types; reading them takes longest
+	kernel  bpfKernel
+	symbols symbols
+	// noSymbols is why there are none.
+	noSymbols error
+	tsOffsets TSOffsetMode
+	maps      map[string]*ebpf.Map
+	hooks     []Hook
+	// attached are the programs at work, by name.
+	attached map[string]attachment
+	ring     *ringbuf.Reader
+	record   ringbuf.Record
+	decode   decoder
+	locator  *locator
+}
+
+// attachment is a program and what holds it at its hook.
+type attachment struct {
+	program *ebpf.Program
+	link    io.Closer // nil once detached
+}
+
+// Open loads and attaches. A hook that this kernel lacks or refuses is left
+// out, and Hooks tells so; only without the state changes there is an error.
+// Whatever Open attached the kernel takes down when the process ends, however
+// it ends.
+func Open(config Config) (*Tracer, error) {
+	release, err := readRelease()
+	if err != nil {
+		return nil, err
+	}
+	// Reading the symbols takes as long as all else until the attaching. What
+	// the timestamps are tried by must be over until then, or it is traced.
+	t := &Tracer{attached: make(map[string]attachment)}
+	found := make(chan struct{})
+	go func() {
+		defer close(found)
+		t.tsOffsets, _ = TSOffsets() // else they are not known
+		t.symbols, t.noSymbols = readSymbols("/proc/kallsyms")
+	}()
+	cache := btf.NewCache()
+	types, err := kernelTypes(cache, config.BTF)
+	if err != nil {
+		return nil, err
+	}
+	spec, err := loadSpec(release)
+	if err != nil {
+		return nil, err
+	}
+	// Needed before 5.11, which charges maps to RLIMIT_MEMLOCK. Where it is
+	// refused the load says so in plainer words.
+	_ = rlimit.RemoveMemlock()
+
+	t.spec, t.types, t.cache = spec, types, cache
+	t.decode.resetReasons = reasons(types, "sk_rst_reason", "SK_RST_REASON_")
+	t.decode.dropReasons = reasons(types, "skb_drop_reason", "SKB_DROP_REASON_")
+	t.locator = newLocator("/proc/kallsyms")
+	t.decode.locate = t.locator.name
+	<-found
+	if err := t.open(config); err != nil {
+		t.Close()
+		return nil, err
+	}
+	return t, nil
+}
+
+// loadSpec reads the BPF programs for this kernel. Where tasks can be preempted in
+// them, nested_* stands there more than once: the kernel looks at each by itself,
+// and leaves out only those that somebody is in.
+func loadSpec(release release) (*ebpf.CollectionSpec, error) {
+	spec, err := loadBpf()
+	if err != nil {
+		return nil, fmt.Errorf("read the BPF object: %w", err)
+	}
+	if !release.preemptsTracepoints() {
+		return spec, nil
+	}
+	for _, via := range []string{"btf", "raw"} {
+		for _, name := range []string{"nested2_", "nested3_", "nested4_"} {
+			spec.Programs[name+via] = spec.Programs["nested_"+via].Copy()
+		}
+	}
+	return spec, nil
+}
+
+func (t *Tracer) open(config Config) error {
+	if err := t.createMaps(config); err != nil {
+		return err
+	}
+	ring, err := ringbuf.NewReader(t.maps["events"])
+	if err != nil {
+		return fmt.Errorf("open the ring buffer: %w", err)
+	}
+	t.ring = ring
+	t.decode.syncClock()
+	t.ring.SetDeadline(time.Now().Add(pollInterval))
+	return t.attach(config)
+}
+
+// createMaps makes the maps once; every program is then loaded on its own, so
+// that one that is refused takes no other with it.
+func (t *Tracer) createMaps(config Config) error {
+	size := config.RingSize
+	if size == 0 {
+		size = 8 << 20
+	}
+	t.spec.Maps["events"].MaxEntries = uint32(size)
+	if err := t.configure(config, uint32(size)); err != nil {
+		return err
+	}
+	spec := t.spec.Copy()
+	spec.Programs = nil
+	delete(spec.Maps, "holders") // made where it is used, as large as it must be
+	collection, err := ebpf.NewCollection(spec)
+	if err != nil {
+		return fmt.Errorf("create the maps: %w", explain(err))
+	}
+	t.maps = collection.Maps
+	collection.Maps = nil
+	return t.fillNetworks(config.Filter.Networks)
+}
+
+// Hooks lists every hook, attached or not, in a fixed order.
+func (t *Tracer) Hooks() []Hook { return t.hooks }
+
+// TSOffsets tells how this kernel chooses timestamp offsets, "" where Open could
+// not find out.
+func (t *Tracer) TSOffsets() TSOffsetMode { return t.tsOffsets }
+
+// Read waits for the next event, and decodes it into e, all of it. Where none
+// comes for a while the error is os.ErrDeadlineExceeded, and the ring was
+// empty: a good moment for chores. An event that can't be decoded gives
+// ErrUndecodable.
+func (t *Tracer) Read(e *event.Event) error {
+	err := t.ring.ReadInto(&t.record)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		t.ring.SetDeadline(time.Now().Add(pollInterval))
+		t.decode.syncClock()
+		t.locator.rest()
+		return err
+	}
+	if err != nil {
+		return fmt.Errorf("read the ring buffer: %w", err)
+	}
+	return t.decode.event(e, t.record.RawSample)
+}
+
+// Lost counts the events since Open that nobody can read, exactly: those that the
+// ring buffer had no room for, and the state changes and resets that the kernel
+// ran no program for, since the same program was at work on that CPU already.
+// The latter include those that the filter would have left out.
+func (t *Tracer) Lost() (uint64, error) {
+	lost, err := t.missed()
+	if err != nil {
+		return 0, err
+	}
+	for kind := event.StateChange; kind < event.Kinds; kind++ {
+		n, err := sum(t.maps["lost"], uint32(kind), func(n uint64) uint64 { return n })
+		if err != nil {
+			return 0, fmt.Errorf("read what the ring buffer had no room for: %w", err)
+		}
+		lost += n
+	}
+	return lost, nil
+}
+
+// missed counts the runs that the kernel left out and nested_* did not take.
+func (t *Tracer) missed() (uint64, error) {
+	var missed uint64
+	for name, a := range t.attached {
+		stats, err := a.program.Stats()
+		if err != nil {
+			return 0, fmt.Errorf("read what %s missed: %w", name, err)
+		}
+		if makesEvents(name) {
+			missed += stats.RecursionMisses
+		}
+	}
+	taken, err := sum(t.maps["running"], 0, func(r bpfRunning) uint64 { return r.Taken })
+	if err != nil {
+		return 0, fmt.Errorf("read what was taken over: %w", err)
+	}
+	return missed - min(taken, missed), nil
+}
+
+// sum adds up a per-CPU array's entry over the CPUs.
+func sum[T any](array *ebpf.Map, key uint32, count func(T) uint64) (uint64, error) {
+	var perCPU []T
+	if err := array.Lookup(key, &perCPU); err != nil {
+		return 0, err
+	}
+	var total uint64
+	for _, value := range perCPU {
+		total += count(value)
+	}
+	return total, nil
+}
+
+// makesEvents reports whether every run of a program is an event. What nested_*
+// misses state_* has missed too.
+func makesEvents(program string) bool {
+	return strings.HasPrefix(program, "state_") || strings.HasPrefix(program, "synack_") || strings.HasPrefix(program, "rst_")
+}
+
+// Untracked counts the sockets that go without an owner since the table of
+// sockets was full.
+func (t *Tracer) Untracked() (uint64, error) {
+	n, err := sum(t.maps["untracked"], 0, func(n uint64) uint64 { return n })
+	if err != nil {
+		return 0, fmt.Errorf("read the count of untracked sockets: %w", err)
+	}
+	return n, nil
+}
+
+// Detach takes the hooks down. What is in the ring can still be read.
+func (t *Tracer) Detach() error {
+	var errs []error
+	for name, a := range t.attached {
+		if a.link != nil {
+			errs = append(errs, a.link.Close())
+			a.link = nil
+			t.attached[name] = a
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Close takes everything down.
+func (t *Tracer) Close() error {
+	errs := []error{t.Detach()}
+	for _, a := range t.attached {
+		errs = append(errs, a.program.Close())
+	}
+	if t.ring != nil {
+		errs = append(errs, t.ring.Close())
+	}
+	for _, m := range t.maps {
+		errs = append(errs, m.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// load loads one program, with the maps that were made and with more.
+func (t *Tracer) load(name string, more map[string]*ebpf.Map) (*ebpf.Program, error) {
+	spec := t.spec.Copy()
+	spec.Programs = map[string]*ebpf.ProgramSpec{name: spec.Programs[name]}
+	replacements := maps.Clone(t.maps)
+	maps.Copy(replacements, more)
+	for m := range spec.Maps {
+		if replacements[m] == nil {
+			delete(spec.Maps, m)
+		}
+	}
+	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
+		MapReplacements: replacements,
+		Programs:        ebpf.ProgramOptions{KernelTypes: t.types},
+		Cache:           t.cache,
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer collection.Close()
+	return collection.DetachProgram(name), nil
+}
+
+// attachOne loads a program and attaches it.
+func (t *Tracer) attachOne(name string) error {
+	if t.noSymbols != nil && slices.Contains(slices.Concat(timeWaits.ways...), name) {
+		return t.noSymbols
+	}
+	program, err := t.load(name, nil)
+	if err != nil {
+		return err
+	}
+	link, err := attachProgram(t.spec.Programs[name], program)
+	if err != nil {
+		program.Close()
+		return err
+	}
+	t.attached[name] = attachment{program, link}
+	return nil
+}
+
+func attachProgram(spec *ebpf.ProgramSpec, program *ebpf.Program) (io.Closer, error) {
+	switch via := viaOf(spec); via {
+	case "tp_btf", "fentry", "fexit":
+		return link.AttachTracing(link.TracingOptions{Program: program})
+	case "raw_tp":
+		return link.AttachRawTracepoint(link.RawTracepointOptions{Name: spec.AttachTo, Program: program})
+	case "kprobe", "kretprobe":
+		return attachKprobe(via, spec.AttachTo, program)
+	case "tracepoint":
+		return attachTracepoint(spec.AttachTo, program)
+	default:
+		return nil, fmt.Errorf("attach %s: no way to attach %s", spec.Name, via)
+	}
+}
+
+func attachKprobe(via, symbol string, program *ebpf.Program) (io.Closer, error) {
+	// Without this file the library falls back to tracefs, in vain, and
+	// says only that.
+	if _, err := os.Stat("/sys/bus/event_source/devices/kprobe"); errors.Is(err, os.ErrNotExist) {
+		return nil, errors.New("this kernel has no kprobes")
+	}
+	if via == "kprobe" {
+		return link.Kprobe(symbol, program, nil)
+	}
+	return link.Kretprobe(symbol, program, nil)
+}
