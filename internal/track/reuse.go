@@ -1,0 +1,160 @@
+package track
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/twtrace/twtrace/internal/event"
+	"github.com/twtrace/twtrace/internal/record"
+)
+
+// reuse tells which earlier use of its ports a connection or attempt that began
+// at the time begin follows; ok is false where none is remembered.
+func (t *Tracker) reuse(e *event.Event, begin int64) (fields record.ReuseFields, ok bool) {
+	if !e.Tuple.Peer.IsValid() || e.Tuple.Local.Port() == 0 || !e.Tuple.Local.Addr().IsValid() {
+		return fields, false
+	}
+	local := e.Tuple.Local.Addr()
+	var same uint32
+	var moved, port *use
+	for n := t.uses.heads[pairOf(e.Tuple)]; n != 0; n = t.uses.at(n).next {
+		u := t.uses.at(n)
+		isHere, isLocal := u.netns == e.NetNS, u.local == local.As16()
+		switch {
+		case u.ended > e.Clock(): // later, or what is left of this very one
+		case isHere && isLocal:
+			same = n
+		case u.ended > begin || u.ended != 0 && begin-u.ended > window:
+		case isHere:
+			port = latest(port, u)
+		case isLocal && t.moved(u, e):
+			moved = latest(moved, u)
+		}
+	}
+	var u *use
+	if same != 0 {
+		u = t.uses.at(same)
+		fields.How = howAgain(u, e)
+		if u.stage != past { // that it ended was lost
+			t.detach(same)
+			t.rest(same, e.Clock())
+		}
+		if u.ended != 0 && begin-u.ended > window {
+			u = nil
+		}
+	}
+	switch {
+	case u != nil:
+		fields.Scope = record.ScopeTuple
+	case moved != nil:
+		u, fields.Scope, fields.How = moved, record.ScopeTuple, record.OtherNetNS
+	case port != nil:
+		u, fields.Scope, fields.How = port, record.ScopePort, howAfter(port, e)
+	default:
+		return fields, false
+	}
+	if u.ended != 0 {
+		fields.After = time.Duration(max(begin-u.ended, 1))
+	}
+	fields.Previous = record.PreviousUse{End: u.end, Owner: u.owner.owner(), NetNS: u.netns}
+	wall := e.Time - e.Clock()
+	if u.began != 0 {
+		fields.Previous.Time = u.began + wall
+	}
+	if u.ended != 0 {
+		fields.Previous.Ended = u.ended + wall
+	}
+	if fields.Scope == record.ScopePort {
+		fields.Previous.Local = u.socket().Tuple.Local.Addr()
+	}
+	return fields, true
+}
+
+func latest(a, b *use) *use {
+	if a == nil || b.ended > a.ended {
+		return b
+	}
+	return a
+}
+
+// howAgain tells how a connection got the four-tuple that u had before.
+func howAgain(u *use, e *event.Event) record.ReuseHow {
+	active := isActive(e)
+	switch {
+	case active && e.Bound:
+		return record.ExplicitBind
+	// Where the end of its TIME_WAIT was lost, it was taken all the same.
+	case active && (u.stage == inTimeWait || u.end.TimeWait == event.Reused):
+		return record.TimeWaitReuse
+	case !active && (u.stage == inTimeWait || u.end.TimeWait == event.SynAccepted):
+		return record.AfterSynAccepted
+	default:
+		return howAfter(u, e)
+	}
+}
+
+// howAfter is howAgain where nothing had to make way: the port was free.
+func howAfter(u *use, e *event.Event) record.ReuseHow {
+	switch {
+	case isActive(e) && e.Bound:
+		return record.ExplicitBind
+	case u.stage == inTimeWait || u.end.TimeWait != 0:
+		return record.AfterTimeWait
+	default:
+		return record.AfterClose
+	}
+}
+
+func isActive(e *event.Event) bool { return e.Visited.With(e.Old).Has(event.SynSent) }
+
+// maxPlaces bounds the local addresses of which it is known where they are.
+const maxPlaces = 64 << 10
+
+// A place is where a local address is used, and where it was before.
+type place struct {
+	now    event.NetNS
+	before [3]event.NetNS // the last first
+	// shared: it came back to where it was, so it is in both.
+	shared bool
+}
+
+// isMovable reports whether an address belongs to one network namespace at a
+// time, as a pod's does.
+func isMovable(address netip.Addr) bool {
+	return address.IsValid() && !address.IsUnspecified() && !address.IsLoopback() && !address.IsLinkLocalUnicast()
+}
+
+// locate follows a local address from one network namespace to another.
+func (t *Tracker) locate(e *event.Event) {
+	address := e.Tuple.Local.Addr()
+	if !isMovable(address) {
+		return
+	}
+	p, ok := t.places[address.As16()]
+	switch {
+	case ok && p.now == e.NetNS:
+		return
+	case !ok && len(t.places) >= maxPlaces:
+		clear(t.places)
+	case ok:
+		p.shared = p.shared || slices.Contains(p.before[:], e.NetNS)
+		p.before = [3]event.NetNS{p.now, p.before[0], p.before[1]}
+	}
+	p.now = e.NetNS
+	t.places[address.As16()] = p
+}
+
+// moved reports whether the address of u has moved to where e is.
+func (t *Tracker) moved(u *use, e *event.Event) bool {
+	p := t.places[u.local]
+	return isMovable(e.Tuple.Local.Addr()) && !p.shared && p.now == e.NetNS && p.before[0] == u.netns
+}
+
+// socket is whose port a use had.
+func (u *use) socket() event.Socket {
+	key := u.toward()
+	s := key.socket()
+	s.Tuple.Local = netip.AddrPortFrom(s.Tuple.Local.Addr(), u.pair.lport)
+	return s
+}
