@@ -1,0 +1,287 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/twtrace/twtrace/internal/event"
+	"github.com/twtrace/twtrace/internal/owner"
+	"github.com/twtrace/twtrace/internal/probe"
+	"github.com/twtrace/twtrace/internal/record"
+	"github.com/twtrace/twtrace/internal/track"
+	"github.com/twtrace/twtrace/internal/verdict"
+)
+
+// A source is where a live run has its records from: the kernel's events, and
+// what they mean.
+type source struct {
+	tracer  *probe.Tracer
+	tracker *track.Tracker
+	who     *who
+	began   time.Time
+	// allPorts: every holder of a local port is seen.
+	allPorts bool
+	// blindSpots are what can't be seen, a line each.
+	blindSpots []string
+	// tell takes what is told now. explained is what hands it there, with
+	// owners and verdicts: made once, since there is one for every event.
+	tell, explained func(moment []record.Record)
+	// warn takes what the user should know, one line each.
+	warn func(format string, args ...any)
+
+	damaged   uint64 // events that could not be decoded
+	missed    uint64 // events that were lost, when the tables were compared last
+	missedAt  int64  // when that was, on the events' clock
+	compared  bool   // and what was missing is still to be ended
+	suspects  bool   // a network namespace is suspect
+	untracked bool   // was said
+	forgot    bool   // was said
+	event     event.Event
+	netns     map[event.NetNS]*namespace
+	older     map[uint32]bool // network namespaces that were there at the start; nil: not known
+}
+
+// A namespace is a network namespace with TCP in it.
+type namespace struct {
+	sysctls event.Sysctls
+	line    uint64 // where they stand in the log
+	read    bool   // they were, at least once
+	looked  int64  // when, on the events' clock
+
+	// counts are its counters as they were read, the oldest first.
+	counts []counts
+	moved  verdict.Counters // the last time that a connect failed
+	since  int64            // as against then
+	// backlog is the longest queue of a listener when one overflowed.
+	backlog *verdict.Backlog
+	suspect bool // its counters may tell more
+	// reads of the counters in this second
+	reads  int
+	second int64
+}
+
+// counts are the counters of a network namespace at a moment.
+type counts struct {
+	at int64
+	owner.Counters
+}
+
+const (
+	// maxNamespaces bounds those whose settings are remembered.
+	maxNamespaces = 64 << 10
+	// settingsAge is how old the settings of a namespace in use may become.
+	settingsAge = int64(10 * time.Second)
+)
+
+// openSource begins to trace, and makes known the sockets that were there
+// before.
+func openSource(config probe.Config, warn func(format string, args ...any)) (*source, error) {
+	hierarchy, err := owner.FindHierarchy("/proc")
+	if err != nil {
+		return nil, err
+	}
+	config.Cgroups = probe.Cgroups{Hierarchy: hierarchy.ID, Controller: hierarchy.Controller}
+	tracer, err := probe.Open(config)
+	if err != nil {
+		return nil, err
+	}
+	filter := config.Filter
+	hiding := filter.PID != 0 || filter.Comm != "" || filter.LocalPorts != nil || filter.Descendants || filter.ByContainer()
+	s := &source{
+		tracer: tracer, began: time.Now(), warn: warn, netns: make(map[event.NetNS]*namespace),
+		who:        newWho(hierarchy, tracer, config.Filter),
+		allPorts:   tracer.SeesTimeWaits() && !hiding,
+		blindSpots: tracer.BlindSpots(),
+	}
+	s.tracker = track.New(track.Config{
+		PeersFiltered: filter.PeerPorts != nil || filter.Networks != nil || filter.Version != 0,
+		ResultsSeen:   tracer.SeesResults(),
+		AllPorts:      s.allPorts,
+	})
+	if hiding {
+		s.blindSpots = append(s.blindSpots, "who holds the local ports toward a destination, and how many are taken: -p, --comm, -L, --container, --pod, --namespace and a command leave other holders out")
+	}
+	s.explained = s.explain
+	if err := s.adopt(); err != nil {
+		if filter.Descendants {
+			s.close()
+			return nil, fmt.Errorf("trace a command: %w", err)
+		}
+		warn("sockets older than this run have no owner: %v", err)
+	}
+	return s, nil
+}
+
+// close ends the trace.
+func (s *source) close() error { return errors.Join(s.who.close(), s.tracer.Close()) }
+
+// adopt makes known the sockets that were there before.
+func (s *source) adopt() error {
+	holders, err := owner.Holders("/proc")
+	if err != nil {
+		return err
+	}
+	for inode, holder := range holders {
+		holder.Cgroup = s.who.cgroups.Of(holder.PID)
+		holders[inode] = holder
+	}
+	netns, err := owner.NetNS("/proc")
+	if err != nil {
+		return err
+	}
+	s.older = make(map[uint32]bool, len(netns))
+	for _, path := range netns {
+		if inode, err := owner.Inode(path); err == nil {
+			s.older[uint32(inode)] = true
+		}
+	}
+	return s.tracer.Adopt(holders, netns, func(e *event.Event) {
+		if s.who.wants(e) {
+			s.tracker.Observe(e, func([]record.Record) {})
+		}
+	})
+}
+
+// next reads an event and tells what it means. The ring was empty where quiet is
+// set: a good moment for chores.
+func (s *source) next(tell func(moment []record.Record)) (quiet bool, err error) {
+	s.tell = tell
+	err = s.tracer.Read(&s.event)
+	switch {
+	case err == nil:
+		if !s.who.wants(&s.event) {
+			return false, nil
+		}
+		s.look(&s.event)
+		s.tracker.Observe(&s.event, s.explained)
+		s.suspect(&s.event)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		// Only now: what an event waits for may be in the ring.
+		now, err := monotonic()
+		if err != nil {
+			return false, err
+		}
+		s.tracker.Tick(now, s.explained)
+		s.examine(now, false)
+		if s.compared {
+			s.compared = false
+			s.tracker.EndMissing(time.Now().UnixNano(), now, s.explained)
+		}
+		return true, nil
+	case errors.Is(err, probe.ErrUndecodable):
+		if s.damaged == 0 {
+			s.warn("%v: it is counted as lost, and so are any more of its kind", err)
+		}
+		s.damaged++
+	default:
+		return false, err
+	}
+	return false, nil
+}
+
+// flush tells what still waits for another event, at the end.
+func (s *source) flush(tell func(moment []record.Record)) {
+	s.tell = tell
+	s.tracker.Flush(s.explained)
+	s.examine(s.event.Clock(), true)
+}
+
+// look reads the settings of the event's network namespace where they are not
+// known, or old, and tells them where they are new.
+func (s *source) look(e *event.Event) {
+	n := s.netns[e.NetNS]
+	now := e.Clock()
+	if n != nil && now-n.looked < settingsAge || e.NetNS.Inode == 0 {
+		return
+	}
+	if n == nil {
+		if len(s.netns) >= maxNamespaces {
+			clear(s.netns)
+		}
+		n = &namespace{}
+		if s.older != nil && !s.older[e.NetNS.Inode] {
+			n.counts = []counts{{at: now}} // it began with none
+		}
+		s.netns[e.NetNS] = n
+	}
+	n.looked = now
+	// A thread or process that leads there can end before it is followed: then
+	// another does.
+	path := s.path(e.NetNS, e.Owner.TID, e.Owner.PID)
+	sysctls, cookie, err := owner.Sysctls(path)
+	if err != nil && path != "" {
+		path = s.path(e.NetNS)
+		sysctls, cookie, err = owner.Sysctls(path)
+	}
+	if err != nil {
+		return // gone, or not ours to see: nothing is told
+	}
+	if cookie != 0 && e.NetNS.Cookie != 0 && cookie != e.NetNS.Cookie {
+		return // another, which has the inode now
+	}
+	if len(n.counts) < 2 || now-n.counted() > countersAge {
+		s.count(e.NetNS, path)
+	}
+	if n.read && sysctls.Equal(n.sysctls) {
+		return
+	}
+	n.sysctls, n.read = sysctls, true
+	s.tracker.Describe(e.NetNS, sysctls.Reserved)
+	said := []record.Record{{Kind: record.NetNS, Time: e.Time, Socket: event.Socket{NetNS: e.NetNS}, Sysctls: &n.sysctls}}
+	s.tell(said)
+	n.line = said[0].Line
+}
+
+// path is where a network namespace can be entered, by a thread or process that may
+// be in it: "" where it is gone, or not ours to see.
+func (s *source) path(netns event.NetNS, maybe ...uint32) string {
+	path, err := owner.PathOf("/proc", netns.Inode, maybe...)
+	if err != nil {
+		return ""
+	}
+	return path
+}
+
+// lost counts the events that were lost before they could be told. After a loss
+// it compares what the tracker knows with what the kernel does.
+func (s *source) lost() (uint64, error) {
+	lost, err := s.tracer.Lost()
+	if err != nil {
+		return 0, err
+	}
+	lost += s.damaged
+	untracked, err := s.tracer.Untracked()
+	if err != nil {
+		return 0, err
+	}
+	if untracked > 0 && !s.untracked {
+		s.untracked = true
+		s.warn("the table of sockets is full: further sockets have no owner")
+	}
+	// A table without room for all would have the rest ended.
+	if lost > s.missed && untracked == 0 {
+		s.missed, s.missedAt = lost, s.event.Clock()
+		if err := s.tracker.Reconcile(s.tracer.Tables); err != nil {
+			return 0, err
+		}
+		s.compared = true
+	}
+	if !s.forgot && s.tracker.Forgotten() > 0 {
+		s.forgot = true
+		s.warn("too many connections to remember: some uses of ports are forgotten early, and counted")
+	}
+	return lost, nil
+}
+
+// monotonic is the time on the events' clock.
+func monotonic() (int64, error) {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		return 0, fmt.Errorf("read the clock: %w", err)
+	}
+	return now.Nano(), nil
+}
