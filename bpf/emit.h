@@ -59,7 +59,7 @@ static __always_inline bool wanted_packet(const struct event *e)
  * space looks again when its next event tells. A port that is not chosen yet
  * is in no set of ports.
  */
-static __always_inline bool wanted(const struct event *e, bool is_ours)
+static __always_inline bool fits(const struct event *e, bool is_ours)
 {
 	bool nameless = e->new == TCP_SYN_RECV && !e->pport;
 
@@ -93,6 +93,12 @@ static __always_inline bool wanted(const struct event *e, bool is_ours)
 	return true;
 }
 
+/* fits, once for all of a program's callers */
+static __noinline bool wanted(const struct event *e, bool is_ours)
+{
+	return fits(e, is_ours);
+}
+
 /*
  * A wake-up costs more than the event. The reader polls; it is woken only by
  * the event that takes the ring across the mark.
@@ -116,19 +122,30 @@ static __always_inline void count_untracked(void)
 		__sync_fetch_and_add(count, 1);
 }
 
-static __noinline void emit(struct event *e, u8 kind, bool is_ours)
+static __always_inline void send(struct event *e, u8 kind)
 {
 	u32 key = kind;
 	u64 *count;
 
-	if (e->packet ? !wanted_packet(e) : !wanted(e, is_ours))
-		return;
 	e->kind = kind;
 	if (!bpf_ringbuf_output(&events, e, sizeof(*e), wakeup()))
 		return;
 	count = bpf_map_lookup_elem(&lost, &key);
 	if (count) /* atomic: another program of ours can interrupt this one */
 		__sync_fetch_and_add(count, 1);
+}
+
+static __noinline void emit(struct event *e, u8 kind, bool is_ours)
+{
+	if (e->packet ? wanted_packet(e) : fits(e, is_ours))
+		send(e, kind);
+}
+
+/* What was decided before: all events of a TIME_WAIT pass the filter, or none. */
+static __noinline void emit_decided(struct event *e, u8 kind, bool is_wanted)
+{
+	if (is_wanted)
+		send(e, kind);
 }
 
 #endif /* __EMIT_H__ */

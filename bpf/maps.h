@@ -163,7 +163,7 @@ struct time_wait {
 	__u32 netns;
 	__u8 from;   /* the state before: FIN_WAIT2 or CLOSING */
 	bool owned;  /* the socket that it is left of has told what it knew */
-	bool traced; /* the owner was in `traced` */
+	bool wanted; /* passes the filter */
 	bool active; /* of a connect */
 };
 

@@ -71,7 +71,7 @@ static __always_inline void enter(struct event *e, const struct tuple *key,
 	e->old = known->from;
 	e->new = TCP_TIME_WAIT;
 	read_known(e, known);
-	emit(e, EVENT_TIME_WAIT_ENTER, known->traced);
+	emit_decided(e, EVENT_TIME_WAIT_ENTER, known->wanted);
 	bpf_map_delete_elem(&fin_wait2s, key);
 }
 
@@ -89,7 +89,7 @@ static __always_inline void on_timer_start(const struct timer_list *timer)
 	if (known && known->tw == (u64)tw) {
 		e.since = known->entered;
 		read_known(&e, known);
-		emit(&e, EVENT_TIME_WAIT_REARM, known->traced);
+		emit_decided(&e, EVENT_TIME_WAIT_REARM, known->wanted);
 		return;
 	}
 	if (known) /* of one whose end the walk at the start came too late for */
@@ -104,6 +104,7 @@ static __always_inline void on_timer_start(const struct timer_list *timer)
 	born.netns = e.netns;
 	born.netns_cookie = e.netns_cookie;
 	born.from = TCP_FIN_WAIT2;
+	born.wanted = wanted(&e, false);
 	if (bpf_map_update_elem(&fin_wait2s, &key, &born, BPF_ANY))
 		count_untracked();
 }
@@ -123,7 +124,7 @@ static __always_inline bool hand_on(const struct event *e,
 	known->since = e->since;
 	known->owner = e->owner;
 	known->active = e->visited & 1 << TCP_SYN_SENT;
-	known->traced = is_ours;
+	known->wanted = wanted(e, is_ours);
 	return true;
 }
 
@@ -219,7 +220,7 @@ static __always_inline void on_timer_cancel(void *ctx,
 			e.old = TCP_FIN_WAIT2;
 			e.new = TCP_CLOSE;
 			read_known(&e, known);
-			emit(&e, EVENT_TIME_WAIT_END, known->traced);
+			emit_decided(&e, EVENT_TIME_WAIT_END, known->wanted);
 			bpf_map_delete_elem(&fin_wait2s, &key);
 			return;
 		}
@@ -232,7 +233,7 @@ static __always_inline void on_timer_cancel(void *ctx,
 	if (known && known->tw == (u64)tw) {
 		e.since = known->entered;
 		read_known(&e, known);
-		emit(&e, EVENT_TIME_WAIT_END, known->traced);
+		emit_decided(&e, EVENT_TIME_WAIT_END, known->wanted);
 		bpf_map_delete_elem(&time_waits, &key);
 	} else if (substate(tw) == TCP_TIME_WAIT) {
 		e.since = 0;
@@ -252,6 +253,7 @@ static __always_inline void on_existing(struct event *e,
 	read_port_range(e, (struct net *)key.net, 0);
 	found.netns = e->netns;
 	found.netns_cookie = e->netns_cookie;
+	found.wanted = wanted(e, false);
 	e->new = substate(tw);
 	if (e->new == TCP_TIME_WAIT) {
 		err = bpf_map_update_elem(&time_waits, &key, &found,
@@ -267,29 +269,8 @@ static __always_inline void on_existing(struct event *e,
 		bpf_map_delete_elem(&fin_wait2s, &key);
 		e->new = 0;
 	}
-	if (err == -EEXIST)
-		e->new = 0; /* the other hooks have seen it */
-}
-
-/* One of either table. */
-static __always_inline void read_known_tuple(struct event *e,
-					     const struct tuple *key,
-					     const struct time_wait *known)
-{
-	e->time = bpf_ktime_get_ns();
-	e->kind = EVENT_EXISTING;
-	e->sock = known->tw;
-	e->netns = known->netns;
-	e->netns_cookie = known->netns_cookie;
-	e->family = AF_INET6; /* or IPv4-mapped */
-	__builtin_memcpy(e->local, key->local, 16);
-	__builtin_memcpy(e->peer, key->peer, 16);
-	e->lport = key->lport;
-	e->pport = key->pport;
-	e->since = known->entered;
-	/* what the walk found in TIME_WAIT has no state before */
-	e->new = known->entered || !known->from ? TCP_TIME_WAIT : TCP_FIN_WAIT2;
-	read_known(e, known);
+	if (err == -EEXIST || !found.wanted)
+		e->new = 0; /* the other hooks have seen it, or it is of no interest */
 }
 
 #endif /* __TIME_WAIT_H__ */

@@ -423,7 +423,7 @@ int existing(struct bpf_iter__tcp *ctx)
 	e.kind = EVENT_EXISTING;
 	if (state == TCP_TIME_WAIT) {
 		on_existing(&e, (struct inet_timewait_sock *)skc);
-		if (e.new && wanted(&e, false))
+		if (e.new)
 			bpf_seq_write(ctx->meta->seq, &e, sizeof(e));
 		return 0;
 	}
@@ -450,45 +450,5 @@ int existing(struct bpf_iter__tcp *ctx)
 	e.new = state;
 	if (wanted(&e, info.traced))
 		bpf_seq_write(ctx->meta->seq, &e, sizeof(e));
-	return 0;
-}
-
-/*
- * What the tables hold, a struct event each, for a reader who has lost events.
- */
-
-SEC("iter/bpf_map_elem")
-int waiting(struct bpf_iter__bpf_map_elem *ctx)
-{
-	struct time_wait *found = ctx->value;
-	struct tuple *at = ctx->key;
-	struct time_wait known;
-	struct tuple key;
-	struct event e = {};
-
-	if (!at || !found)
-		return 0;
-	key = *at;
-	known = *found;
-	read_known_tuple(&e, &key, &known);
-	if (wanted(&e, known.traced))
-		bpf_seq_write(ctx->meta->seq, &e, sizeof(e));
-	return 0;
-}
-
-SEC("iter/bpf_map_elem")
-int tracked(struct bpf_iter__bpf_map_elem *ctx)
-{
-	struct sock_info *found = ctx->value;
-	u64 *sock = ctx->key;
-	struct event e = {};
-
-	if (!sock || !found)
-		return 0;
-	e.time = bpf_ktime_get_ns();
-	e.kind = EVENT_EXISTING;
-	e.sock = *sock;
-	e.new = found->state;
-	bpf_seq_write(ctx->meta->seq, &e, sizeof(e));
 	return 0;
 }

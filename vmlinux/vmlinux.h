@@ -340,24 +340,6 @@ struct bpf_iter__tcp {
 	};
 };
 
-/* kernel/bpf/map_iter.c */
-struct bpf_map;
-
-struct bpf_iter__bpf_map_elem {
-	union {
-		struct bpf_iter_meta *meta;
-	};
-	union {
-		struct bpf_map *map;
-	};
-	union {
-		void *key;
-	};
-	union {
-		void *value;
-	};
-};
-
 /* arch/x86/include/asm/ptrace.h */
 struct pt_regs {
 	unsigned long di;

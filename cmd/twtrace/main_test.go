@@ -102,11 +102,20 @@ func traceTo(t testing.TB, stdout *os.File, args ...string) *tracer {
 	if err := tr.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- tr.cmd.Wait() }()
-	tr.wait = func() error { return <-ended }
+	tr.cmd.WaitDelay = 10 * time.Second // for what it started and did not end
+	ended := make(chan struct{})
+	var failure error
+	go func() {
+		failure = tr.cmd.Wait()
+		close(ended)
+	}()
+	tr.wait = func() error {
+		<-ended
+		return failure
+	}
 	t.Cleanup(func() {
 		_ = tr.cmd.Process.Kill() // where the test did not get to end it
+		_ = tr.wait()
 		if t.Failed() {
 			t.Logf("stderr: %s", &tr.stderr)
 		}
@@ -116,8 +125,8 @@ func traceTo(t testing.TB, stdout *os.File, args ...string) *tracer {
 			return tr
 		}
 		select {
-		case err := <-ended:
-			t.Fatalf("twtrace %q ended before it was ready: %v: %s", args, err, &tr.stderr)
+		case <-ended:
+			t.Fatalf("twtrace %q ended before it was ready: %v: %s", args, failure, &tr.stderr)
 		default:
 		}
 		if time.Now().After(deadline) {

@@ -266,9 +266,10 @@ func (s *source) lost() (uint64, error) {
 	if lost > s.missed && untracked == 0 {
 		s.missed, s.missedAt = lost, s.event.Clock()
 		if err := s.tracker.Reconcile(s.tracer.Tables); err != nil {
-			return 0, err
+			s.warn("%v: what ended in a lost event stays in the tables", err)
+		} else {
+			s.compared = true
 		}
-		s.compared = true
 	}
 	if !s.forgot && s.tracker.Forgotten() > 0 {
 		s.forgot = true

@@ -175,7 +175,7 @@ type bpfTimeWait struct {
 	Netns       uint32
 	From        uint8
 	Owned       bool
-	Traced      bool
+	Wanted      bool
 	Active      bool
 }
 
@@ -242,7 +242,6 @@ const (
 	bpfProgTimerCancelRaw     = "timer_cancel_raw"
 	bpfProgTimerStartBtf      = "timer_start_btf"
 	bpfProgTimerStartRaw      = "timer_start_raw"
-	bpfProgTracked            = "tracked"
 	bpfProgV4ConnectFentry    = "v4_connect_fentry"
 	bpfProgV4ConnectFexit     = "v4_connect_fexit"
 	bpfProgV4ConnectKprobe    = "v4_connect_kprobe"
@@ -257,7 +256,6 @@ const (
 	bpfProgV6PreFexit         = "v6_pre_fexit"
 	bpfProgV6PreKprobe        = "v6_pre_kprobe"
 	bpfProgV6PreKretprobe     = "v6_pre_kretprobe"
-	bpfProgWaiting            = "waiting"
 	bpfVarCallers             = "callers"
 	bpfVarFilter              = "filter"
 	bpfVarKernel              = "kernel"
@@ -342,7 +340,6 @@ type bpfProgramSpecs struct {
 	TimerCancelRaw     *ebpf.ProgramSpec `ebpf:"timer_cancel_raw"`
 	TimerStartBtf      *ebpf.ProgramSpec `ebpf:"timer_start_btf"`
 	TimerStartRaw      *ebpf.ProgramSpec `ebpf:"timer_start_raw"`
-	Tracked            *ebpf.ProgramSpec `ebpf:"tracked"`
 	V4ConnectFentry    *ebpf.ProgramSpec `ebpf:"v4_connect_fentry"`
 	V4ConnectFexit     *ebpf.ProgramSpec `ebpf:"v4_connect_fexit"`
 	V4ConnectKprobe    *ebpf.ProgramSpec `ebpf:"v4_connect_kprobe"`
@@ -357,7 +354,6 @@ type bpfProgramSpecs struct {
 	V6PreFexit         *ebpf.ProgramSpec `ebpf:"v6_pre_fexit"`
 	V6PreKprobe        *ebpf.ProgramSpec `ebpf:"v6_pre_kprobe"`
 	V6PreKretprobe     *ebpf.ProgramSpec `ebpf:"v6_pre_kretprobe"`
-	Waiting            *ebpf.ProgramSpec `ebpf:"waiting"`
 }
 
 // bpfMapSpecs contains maps before they are loaded into the kernel.
@@ -500,7 +496,6 @@ type bpfPrograms struct {
 	TimerCancelRaw     *ebpf.Program `ebpf:"timer_cancel_raw"`
 	TimerStartBtf      *ebpf.Program `ebpf:"timer_start_btf"`
 	TimerStartRaw      *ebpf.Program `ebpf:"timer_start_raw"`
-	Tracked            *ebpf.Program `ebpf:"tracked"`
 	V4ConnectFentry    *ebpf.Program `ebpf:"v4_connect_fentry"`
 	V4ConnectFexit     *ebpf.Program `ebpf:"v4_connect_fexit"`
 	V4ConnectKprobe    *ebpf.Program `ebpf:"v4_connect_kprobe"`
@@ -515,7 +510,6 @@ type bpfPrograms struct {
 	V6PreFexit         *ebpf.Program `ebpf:"v6_pre_fexit"`
 	V6PreKprobe        *ebpf.Program `ebpf:"v6_pre_kprobe"`
 	V6PreKretprobe     *ebpf.Program `ebpf:"v6_pre_kretprobe"`
-	Waiting            *ebpf.Program `ebpf:"waiting"`
 }
 
 func (p *bpfPrograms) Close() error {
@@ -554,7 +548,6 @@ func (p *bpfPrograms) Close() error {
 		p.TimerCancelRaw,
 		p.TimerStartBtf,
 		p.TimerStartRaw,
-		p.Tracked,
 		p.V4ConnectFentry,
 		p.V4ConnectFexit,
 		p.V4ConnectKprobe,
@@ -569,7 +562,6 @@ func (p *bpfPrograms) Close() error {
 		p.V6PreFexit,
 		p.V6PreKprobe,
 		p.V6PreKretprobe,
-		p.Waiting,
 	)
 }
 

@@ -99,7 +99,7 @@ func (t *Tracer) walk(program *ebpf.Program, netns string, found func(*event.Eve
 	if err != nil {
 		return fmt.Errorf("enter network namespace %s: %w", netns, err)
 	}
-	if err := t.iterate(link.IterOptions{Program: program}, found); err != nil {
+	if err := t.iterate(program, found); err != nil {
 		return fmt.Errorf("walk the sockets of %s: %w", netns, err)
 	}
 	return nil
@@ -107,26 +107,91 @@ func (t *Tracer) walk(program *ebpf.Program, netns string, found func(*event.Eve
 
 // Tables hands to found, as Existing events, what the programs know now: the
 // sockets, by their address alone, and what is in FIN_WAIT2 or TIME_WAIT without
-// one. It is what a reader who has lost events can go by.
+// one. It is what a reader who has lost events can go by. found's event is
+// Tables' again when found returns.
 func (t *Tracer) Tables(found func(*event.Event)) error {
-	for _, walk := range []struct{ program, table string }{
-		{"tracked", "sockets"}, {"waiting", "fin_wait2s"}, {"waiting", "time_waits"},
-	} {
-		program, err := t.load(walk.program, nil)
-		if err == nil {
-			err = t.iterate(link.IterOptions{Program: program, Map: t.maps[walk.table]}, found)
-			program.Close()
-		}
-		if err != nil {
-			return fmt.Errorf("read the table %s: %w", walk.table, explain(err))
+	var e event.Event
+	err := each(t.maps["sockets"], func(address *uint64, _ *bpfSockInfo) {
+		e = event.Event{Kind: event.Existing, Socket: event.Socket{Address: *address}}
+		found(&e)
+	})
+	if err != nil {
+		return fmt.Errorf("read the table of sockets: %w", err)
+	}
+	for _, table := range []string{"fin_wait2s", "time_waits"} {
+		var undecodable error
+		err := each(t.maps[table], func(key *bpfTuple, value *bpfTimeWait) {
+			if !value.Wanted {
+				return
+			}
+			record := recordOf(key, value)
+			if err := t.decode.event(&e, record); err != nil {
+				undecodable = err
+				return
+			}
+			found(&e)
+		})
+		if err = errors.Join(err, undecodable); err != nil {
+			return fmt.Errorf("read the table %s: %w", table, err)
 		}
 	}
 	return nil
 }
 
+// recordOf is the entry of either table of small sockets as the programs would
+// tell of it: a struct event of bpf/event.h.
+func recordOf(key *bpfTuple, value *bpfTimeWait) []byte {
+	var now unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &now) // It can't fail with this clock and address.
+	r := bpfEvent{
+		Kind:        uint8(event.Existing),
+		Time:        uint64(now.Nano()),
+		Sock:        value.Tw,
+		Netns:       value.Netns,
+		NetnsCookie: value.NetnsCookie,
+		Family:      unix.AF_INET6, // or IPv4-mapped
+		Local:       key.Local,
+		Peer:        key.Peer,
+		Lport:       key.Lport,
+		Pport:       key.Pport,
+		Since:       value.Entered,
+		New:         uint8(event.TimeWait),
+		Owner:       value.Owner,
+		Active:      value.Active,
+	}
+	// What the walk found in TIME_WAIT has neither a beginning nor a state before.
+	if value.Entered == 0 && value.From != 0 {
+		r.New = uint8(event.FinWait2)
+	}
+	return unsafe.Slice((*byte)(unsafe.Pointer(&r)), unsafe.Sizeof(r))
+}
+
+// entries is how many of a table are read at once.
+const entries = 4096
+
+// each calls f for every entry of a hash table, by batches: they go from bucket
+// to bucket, and so miss nothing where others are deleted meanwhile, as a walk
+// from key to key does.
+func each[Key, Value any](table *ebpf.Map, f func(*Key, *Value)) error {
+	keys, values := make([]Key, entries), make([]Value, entries)
+	var cursor ebpf.MapBatchCursor
+	for {
+		n, err := table.BatchLookup(&cursor, keys, values, nil)
+		for i := range n {
+			f(&keys[i], &values[i])
+		}
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			return nil // That was the last.
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
 // iterate runs an iterator and hands on the events that it writes.
-func (t *Tracer) iterate(options link.IterOptions, found func(*event.Event)) error {
-	iterator, err := link.AttachIter(options)
+func (t *Tracer) iterate(program *ebpf.Program, found func(*event.Event)) error {
+	iterator, err := link.AttachIter(link.IterOptions{Program: program})
 	if err != nil {
 		return err
 	}

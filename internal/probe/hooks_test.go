@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// iterators are the walks of Adopt and Tables.
-var iterators = []string{"existing", "tracked", "waiting"}
+// iterators are the walk of Adopt.
+var iterators = []string{"existing"}
 
 func spec(t *testing.T) *ebpf.CollectionSpec {
 	t.Helper()
