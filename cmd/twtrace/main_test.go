@@ -332,17 +332,16 @@ func readLines(t testing.TB, path string) []line {
 
 func parseLines(t testing.TB, path string, data []byte) []line {
 	t.Helper()
-	var lines []line
+	lines := make([]line, bytes.Count(data, []byte("\n"))+1) // never moved: that takes long under the race detector
 	decoder := json.NewDecoder(bytes.NewReader(data))
-	for {
-		var l line
-		if err := decoder.Decode(&l); err == io.EOF {
-			return lines
+	for i := range lines {
+		if err := decoder.Decode(&lines[i]); err == io.EOF {
+			return lines[:i]
 		} else if err != nil {
-			t.Fatalf("%s, line %d: %v", path, len(lines)+1, err)
+			t.Fatalf("%s, line %d: %v", path, i+1, err)
 		}
-		lines = append(lines, l)
 	}
+	return lines
 }
 
 // of returns the lines of these events.
