@@ -31,13 +31,19 @@ var capabilities = map[string]uintptr{
 func TestCapabilities(t *testing.T) {
 	needRoot(t)
 	n := newNetNS(t)
-	err := n.do(func() error {
-		_, err := startPeer("tenant", "listen-and-hold", "127.0.0.1:81")
+	var tenant *peer
+	err := n.do(func() (err error) {
+		tenant, err = startPeer("tenant", "listen-and-hold", "127.0.0.1:81")
 		return err
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer func() {
+		if err := tenant.end(); err != nil {
+			t.Error(err)
+		}
+	}()
 	seen := func(d diagnosis) (names []string) {
 		for _, p := range d.Probes {
 			if p.Available {
