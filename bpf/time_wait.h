@@ -270,7 +270,7 @@ static __always_inline void on_existing(struct event *e,
 		e->new = 0;
 	}
 	if (err == -EEXIST || !found.wanted)
-		e->new = 0; /* the other hooks have seen it, or it is of no interest */
+		e->new = 0; /* seen by the other hooks, or not wanted */
 }
 
 #endif /* __TIME_WAIT_H__ */
