@@ -8,6 +8,14 @@
 #define __COMPAT_H__
 
 /*
+ * A field of a struct of the kernel. Where the verifier knows the type of the
+ * pointer (typed), it is one load; else a call of a helper, which costs as much
+ * as thirty.
+ */
+#define READ(typed, pointer, field)                                            \
+	((typed) ? (pointer)->field : BPF_CORE_READ(pointer, field))
+
+/*
  * net->net_cookie: an atomic64_t made on demand up to 5.11, a u64 that is
  * always set from 5.12 (3d368ab87cf6 "net: initialize net->net_cookie at
  * netns setup").
@@ -16,11 +24,13 @@ struct net___v5_12 {
 	u64 net_cookie;
 } __attribute__((preserve_access_index));
 
-static __always_inline u64 netns_cookie(const struct net *net)
+static __always_inline u64 netns_cookie(const struct net *net, bool typed)
 {
+	const struct net___v5_12 *new = (const void *)net;
+
 	if (!kernel.netns_cookie)
 		return 0;
-	return BPF_CORE_READ((const struct net___v5_12 *)net, net_cookie);
+	return READ(typed, new, net_cookie);
 }
 
 /*
@@ -70,13 +80,15 @@ struct tcp_sock___v6_7 {
 	u8 tcp_usec_ts : 1;
 } __attribute__((preserve_access_index));
 
-static __always_inline bool usec_timestamps(const struct tcp_sock *tp)
+static __always_inline bool usec_timestamps(const struct tcp_sock *tp,
+					    bool typed)
 {
 	const struct tcp_sock___v6_7 *new = (const void *)tp;
 
 	if (!bpf_core_field_exists(new->tcp_usec_ts))
 		return false;
-	return BPF_CORE_READ_BITFIELD_PROBED(new, tcp_usec_ts);
+	return typed ? BPF_CORE_READ_BITFIELD(new, tcp_usec_ts)
+		     : BPF_CORE_READ_BITFIELD_PROBED(new, tcp_usec_ts);
 }
 
 /*

@@ -34,7 +34,7 @@ static __always_inline void begin_connect(struct sock *sk,
 	struct attempt a = {};
 	struct event e = {};
 
-	read_sock(&e, sk);
+	read_sock(&e, sk, false);
 	a.sock = e.sock;
 	a.cookie = e.cookie;
 	a.netns = e.netns;
@@ -65,8 +65,9 @@ static __always_inline bool is_attempt(struct socket *socket, u16 family)
 	struct sock *sk = BPF_CORE_READ(socket, sk);
 	u16 sk_family = BPF_CORE_READ(sk, __sk_common.skc_family);
 
-	return (sk_family == AF_INET || sk_family == AF_INET6) && is_tcp(sk) &&
-	       family && BPF_CORE_READ(socket, state) == SS_UNCONNECTED &&
+	return (sk_family == AF_INET || sk_family == AF_INET6) &&
+	       is_tcp(sk, false) && family &&
+	       BPF_CORE_READ(socket, state) == SS_UNCONNECTED &&
 	       BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_CLOSE;
 }
 

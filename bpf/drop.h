@@ -102,12 +102,12 @@ static __always_inline void on_drop(const struct sk_buff *skb, u64 location,
 		e.sock = (u64)sender;
 		e.cookie =
 			BPF_CORE_READ(sender, __sk_common.skc_cookie.counter);
-		read_netns(&e, net_of(sender));
+		read_netns(&e, net_of(sender), false);
 	} else {
 		dev = BPF_CORE_READ(skb, dev);
 		if (!dev)
 			return;
-		read_netns(&e, BPF_CORE_READ(dev, nd_net.net));
+		read_netns(&e, BPF_CORE_READ(dev, nd_net.net), false);
 	}
 	e.time = bpf_ktime_get_ns();
 	e.location = location;

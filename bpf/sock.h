@@ -15,9 +15,9 @@ static __always_inline void map_ipv4(u8 to[16], __be32 address)
 }
 
 /* MPTCP's own socket runs the same state changes as its TCP subflows. */
-static __always_inline bool is_tcp(const struct sock *sk)
+static __always_inline bool is_tcp(const struct sock *sk, bool typed)
 {
-	return BPF_CORE_READ(sk, sk_protocol) == IPPROTO_TCP;
+	return READ(typed, sk, sk_protocol) == IPPROTO_TCP;
 }
 
 static __always_inline struct net *net_of(const struct sock *sk)
@@ -25,10 +25,11 @@ static __always_inline struct net *net_of(const struct sock *sk)
 	return BPF_CORE_READ(sk, __sk_common.skc_net.net);
 }
 
-static __always_inline void read_netns(struct event *e, const struct net *net)
+static __always_inline void read_netns(struct event *e, const struct net *net,
+				       bool typed)
 {
-	e->netns = BPF_CORE_READ(net, ns.inum);
-	e->netns_cookie = netns_cookie(net);
+	e->netns = READ(typed, net, ns.inum);
+	e->netns_cookie = netns_cookie(net, typed);
 }
 
 /* A field of a struct that was read as a whole, wherever this kernel has it. */
@@ -36,31 +37,40 @@ static __always_inline void read_netns(struct event *e, const struct net *net)
 	(*(const typeof(((type *)0)->field) *)((raw) + bpf_core_field_offset(  \
 							       type, field)))
 
-/*
- * What sockets, requests and TIME_WAIT sockets have in common. Its head in one
- * read: the helper's call costs more than the bytes.
- */
-static __always_inline void read_common(struct event *e,
-					const struct sock_common *skc)
+/* What sockets, requests and TIME_WAIT sockets have in common. */
+static __always_inline void
+read_common(struct event *e, const struct sock_common *skc, bool typed)
 {
 	/* as far as skc_family from 5.10 to 7.2; further would not load */
 	u8 head[24] __attribute__((aligned(8))) = {};
+	__be32 local, peer;
+	__be16 pport;
 
-	bpf_probe_read_kernel(head, sizeof(head), skc);
-	e->family = FIELD(head, struct sock_common, skc_family);
+	if (typed) {
+		e->family = skc->skc_family;
+		local = skc->skc_rcv_saddr;
+		peer = skc->skc_daddr;
+		e->lport = skc->skc_num;
+		pport = skc->skc_dport;
+	} else {
+		bpf_probe_read_kernel(head, sizeof(head), skc);
+		e->family = FIELD(head, struct sock_common, skc_family);
+		local = FIELD(head, struct sock_common, skc_rcv_saddr);
+		peer = FIELD(head, struct sock_common, skc_daddr);
+		e->lport = FIELD(head, struct sock_common, skc_num);
+		pport = FIELD(head, struct sock_common, skc_dport);
+	}
+	e->pport = bpf_ntohs(pport);
 	if (e->family == AF_INET6) {
 		BPF_CORE_READ_INTO(&e->local, skc,
 				   skc_v6_rcv_saddr.in6_u.u6_addr8);
 		BPF_CORE_READ_INTO(&e->peer, skc, skc_v6_daddr.in6_u.u6_addr8);
 	} else {
-		map_ipv4(e->local,
-			 FIELD(head, struct sock_common, skc_rcv_saddr));
-		map_ipv4(e->peer, FIELD(head, struct sock_common, skc_daddr));
+		map_ipv4(e->local, local);
+		map_ipv4(e->peer, peer);
 	}
-	e->lport = FIELD(head, struct sock_common, skc_num);
-	e->pport = bpf_ntohs(FIELD(head, struct sock_common, skc_dport));
-	e->cookie = BPF_CORE_READ(skc, skc_cookie.counter);
-	read_netns(e, BPF_CORE_READ(skc, skc_net.net));
+	e->cookie = READ(typed, skc, skc_cookie.counter);
+	read_netns(e, READ(typed, skc, skc_net.net), typed);
 }
 
 /*
@@ -89,15 +99,23 @@ static __always_inline u16 inet_sport(const struct sock *sk)
 }
 
 /* Only tcp_fin() sets SOCK_DONE. */
-static __always_inline bool got_fin(const struct sock *sk)
+static __always_inline bool got_fin(const struct sock *sk, bool typed)
 {
-	return BPF_CORE_READ(sk, __sk_common.skc_flags) & (1 << SOCK_DONE);
+	return READ(typed, sk, __sk_common.skc_flags) & (1 << SOCK_DONE);
 }
 
-static __always_inline void read_sock(struct event *e, const struct sock *sk)
+/* NULL where it is not one of TCP's. */
+static __always_inline const struct tcp_sock *tcp_sock_of(struct sock *sk,
+							  bool typed)
+{
+	return typed ? bpf_skc_to_tcp_sock(sk) : (const struct tcp_sock *)sk;
+}
+
+static __always_inline void read_sock(struct event *e, const struct sock *sk,
+				      bool typed)
 {
 	e->sock = (u64)sk;
-	read_common(e, &sk->__sk_common);
+	read_common(e, &sk->__sk_common, typed);
 }
 
 /*
@@ -150,7 +168,7 @@ static __always_inline bool read_packet(struct event *e, struct tcphdr *tcp,
 
 	if (!dev || !read_headers(e, tcp, skb))
 		return false;
-	read_netns(e, BPF_CORE_READ(dev, nd_net.net));
+	read_netns(e, BPF_CORE_READ(dev, nd_net.net), false);
 	return true;
 }
 

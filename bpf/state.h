@@ -82,9 +82,10 @@ static __always_inline void begin(struct event *e, const struct sock *sk)
 }
 
 /* tcp_connect_init() makes room for timestamps where they are on. */
-static __always_inline bool has_timestamps(const struct tcp_sock *tp)
+static __always_inline bool has_timestamps(const struct tcp_sock *tp,
+					   bool typed)
 {
-	return BPF_CORE_READ(tp, tcp_header_len) >= 32;
+	return READ(typed, tp, tcp_header_len) >= 32;
 }
 
 /*
@@ -94,57 +95,68 @@ static __always_inline bool has_timestamps(const struct tcp_sock *tp)
  */
 static __always_inline void read_first_tsval(struct event *e,
 					     const struct tcp_sock *tp,
-					     const struct sock_info *info)
+					     const struct sock_info *info,
+					     bool typed)
 {
-	u32 stamp = BPF_CORE_READ(tp, retrans_stamp);
+	u32 stamp = READ(typed, tp, retrans_stamp);
 
-	if (!has_timestamps(tp))
+	if (!has_timestamps(tp, typed))
 		return;
 	if (!stamp && info)
 		stamp = info->syn_stamp;
 	if (!stamp)
-		stamp = BPF_CORE_READ(tp, rx_opt.rcv_tsecr);
+		stamp = READ(typed, tp, rx_opt.rcv_tsecr);
 	if (!stamp)
 		return;
 	e->has_tsval = true;
-	e->tsval = BPF_CORE_READ(tp, tsoffset) + stamp;
+	e->tsval = READ(typed, tp, tsoffset) + stamp;
 }
 
 /* The last segment's, by the time at which it was due to leave. */
-static __always_inline void read_last_tsval(struct event *e,
-					    const struct tcp_sock *tp)
+static __always_inline void
+read_last_tsval(struct event *e, const struct tcp_sock *tp, bool typed)
 {
-	u64 unit = usec_timestamps(tp) ? 1000 : 1000000;
+	u64 unit = usec_timestamps(tp, typed) ? 1000 : 1000000;
 
-	if (!has_timestamps(tp))
+	if (!has_timestamps(tp, typed))
 		return;
 	e->has_tsval = true;
-	e->tsval = BPF_CORE_READ(tp, tsoffset) +
-		   (u32)(BPF_CORE_READ(tp, tcp_wstamp_ns) / unit);
+	e->tsval = READ(typed, tp, tsoffset) +
+		   (u32)(READ(typed, tp, tcp_wstamp_ns) / unit);
 }
 
 /* The figures that the socket holds at the moment a connection begins or ends. */
-static __always_inline void read_figures(struct event *e,
-					 const struct tcp_sock *tp,
-					 const struct sock_info *info)
+static __always_inline void read_figures(struct event *e, struct sock *sk,
+					 const struct sock_info *info,
+					 bool typed)
 {
+	const struct tcp_sock *tp = tcp_sock_of(sk, typed);
+
+	if (!tp)
+		return;
 	if (e->old == TCP_SYN_SENT) {
-		read_first_tsval(e, tp, info);
+		read_first_tsval(e, tp, info, typed);
 		/* nothing but the SYN can have been acknowledged */
-		e->isn = BPF_CORE_READ(tp, snd_una) -
-			 (e->new == TCP_ESTABLISHED);
+		e->isn = READ(typed, tp, snd_una) - (e->new == TCP_ESTABLISHED);
 	} else if (e->new == TCP_ESTABLISHED) {
 		/* a retransmitted SYN-ACK leaves only the last round's time */
-		if (!BPF_CORE_READ(tp, total_retrans))
-			e->handshake_us = BPF_CORE_READ(tp, srtt_us) >> 3;
-	} else if (e->new == TCP_CLOSE) {
-		read_last_tsval(e, tp);
-		e->bytes_sent = BPF_CORE_READ(tp, bytes_sent) -
-				BPF_CORE_READ(tp, bytes_retrans);
-		e->bytes_received = BPF_CORE_READ(tp, bytes_received);
-		if (e->bytes_received && got_fin((const struct sock *)tp))
+		if (!READ(typed, tp, total_retrans))
+			e->handshake_us = READ(typed, tp, srtt_us) >> 3;
+	} else {
+		read_last_tsval(e, tp, typed);
+		e->bytes_sent = READ(typed, tp, bytes_sent) -
+				READ(typed, tp, bytes_retrans);
+		e->bytes_received = READ(typed, tp, bytes_received);
+		if (e->bytes_received && got_fin(sk, typed))
 			e->bytes_received--; /* the kernel counts the FIN */
 	}
+}
+
+/* Whether read_figures has something to read. */
+static __always_inline bool has_figures(const struct event *e)
+{
+	return e->old == TCP_SYN_SENT || e->new == TCP_ESTABLISHED ||
+	       e->new == TCP_CLOSE;
 }
 
 static __always_inline bool makes_line(const struct event *e)
@@ -153,7 +165,8 @@ static __always_inline bool makes_line(const struct event *e)
 	       e->new == TCP_ESTABLISHED || e->new == TCP_CLOSE;
 }
 
-static __always_inline void on_state(struct sock *sk, int old, int new)
+static __always_inline void on_state(struct sock *sk, int old, int new,
+				     bool typed)
 {
 	struct sock_info *info;
 	struct tuple key = {};
@@ -163,7 +176,7 @@ static __always_inline void on_state(struct sock *sk, int old, int new)
 	e.time = bpf_ktime_get_ns();
 	e.old = old;
 	e.new = new;
-	read_sock(&e, sk);
+	read_sock(&e, sk, typed);
 
 	if (begins(old, new))
 		begin(&e, sk);
@@ -189,8 +202,8 @@ static __always_inline void on_state(struct sock *sk, int old, int new)
 	if (old == TCP_SYN_SENT || new == TCP_SYN_SENT)
 		read_port_range(&e, net_of(sk), own_port_range(sk));
 	if (new == TCP_CLOSE) {
-		e.errno = BPF_CORE_READ(sk, sk_err);
-		e.shutdown = BPF_CORE_READ(sk, sk_shutdown);
+		e.errno = READ(typed, sk, sk_err);
+		e.shutdown = READ(typed, sk, sk_shutdown);
 		if (old == TCP_SYN_SENT && !e.errno) {
 			if (info && e.lport == info->stale_port)
 				e.lport =
@@ -204,7 +217,8 @@ static __always_inline void on_state(struct sock *sk, int old, int new)
 	}
 	if (filter.only_connections && !makes_line(&e))
 		return;
-	read_figures(&e, (struct tcp_sock *)sk, info);
+	if (has_figures(&e))
+		read_figures(&e, sk, info, typed);
 	emit(&e, EVENT_STATE_CHANGE, is_ours);
 	if (e.lingers)
 		let_go(&e, &key);
@@ -216,13 +230,13 @@ static __always_inline void on_state_first(struct sock *sk, int old, int new,
 	u32 zero = 0;
 	struct running *r = bpf_map_lookup_elem(&running, &zero);
 
-	if (!r || !is_tcp(sk))
+	if (!r || !is_tcp(sk, typed))
 		return;
 	r->sock = 0; /* until this is told, nothing is the last */
 	barrier();
 	if (typed)
 		make_cookie(sk);
-	on_state(sk, old, new);
+	on_state(sk, old, new, typed);
 	r->state = new;
 	barrier();
 	r->sock = (u64)sk;
@@ -245,7 +259,7 @@ static __always_inline void on_state_nested(struct sock *sk, int old, int new,
 	info = info_of(sk);
 	if (info ? info->state == new : !begins(old, new))
 		return;
-	if (!is_tcp(sk))
+	if (!is_tcp(sk, typed))
 		return;
 	/*
 	 * state_* may be held up for long: what it told last is old from here on,
@@ -255,7 +269,7 @@ static __always_inline void on_state_nested(struct sock *sk, int old, int new,
 	__sync_fetch_and_add(&r->taken, 1);
 	if (typed)
 		make_cookie(sk);
-	on_state(sk, old, new);
+	on_state(sk, old, new, typed);
 }
 
 static __always_inline void on_destroy(const struct sock *sk)
@@ -270,7 +284,7 @@ static __always_inline void on_accept(struct sock *sk)
 	struct sock_info fresh = {};
 	struct sock_info *info;
 
-	if (!is_tcp(sk))
+	if (!is_tcp(sk, false))
 		return;
 	info = info_of(sk);
 	if (!info) {
@@ -307,7 +321,7 @@ static __always_inline void on_retransmit(const struct sock *sk, int err)
 	bool is_ours;
 
 	if (err || BPF_CORE_READ(sk, __sk_common.skc_state) != TCP_SYN_SENT ||
-	    !is_tcp(sk))
+	    !is_tcp(sk, false))
 		return;
 	info = info_of(sk);
 	if (info) {
@@ -317,7 +331,7 @@ static __always_inline void on_retransmit(const struct sock *sk, int err)
 						retrans_stamp);
 	}
 	is_ours = read_owned(&e, sk);
-	read_sock(&e, sk);
+	read_sock(&e, sk, false);
 	emit(&e, EVENT_SYN_RETRANSMIT, is_ours);
 }
 
@@ -327,7 +341,7 @@ static __always_inline void on_retransmit_synack(const struct sock *listener,
 	struct event e = {};
 	bool is_ours = read_owned(&e, listener);
 
-	read_common(&e, &req->__req_common);
+	read_common(&e, &req->__req_common, false);
 	e.retransmits = BPF_CORE_READ(req, num_retrans) + 1;
 	emit(&e, EVENT_SYN_ACK_RETRANSMIT, is_ours);
 }
@@ -346,10 +360,10 @@ on_reset(const struct sock *sk, const struct sk_buff *skb, u8 kind, u32 reason)
 		state = BPF_CORE_READ(sk, __sk_common.skc_state);
 	if (state && state != TCP_TIME_WAIT && state != TCP_NEW_SYN_RECV &&
 	    state != TCP_LISTEN) {
-		if (!is_tcp(sk))
+		if (!is_tcp(sk, false))
 			return;
 		is_ours = read_owned(&e, sk);
-		read_sock(&e, sk);
+		read_sock(&e, sk, false);
 		e.new = state;
 		if (!e.lport)
 			e.lport = inet_sport(sk);

@@ -40,7 +40,7 @@ static __always_inline void read_time_wait(struct event *e, struct tuple *key,
 {
 	e->time = bpf_ktime_get_ns();
 	e->sock = (u64)tw;
-	read_common(e, &tw->__tw_common);
+	read_common(e, &tw->__tw_common, false);
 	if (key)
 		read_tuple(key, e, BPF_CORE_READ(tw, __tw_common.skc_net.net));
 }

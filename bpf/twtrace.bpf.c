@@ -444,7 +444,7 @@ int existing(struct bpf_iter__tcp *ctx)
 	info.state = state;
 	remember((u64)sk, &info, BPF_NOEXIST);
 	e.time = bpf_ktime_get_ns();
-	read_sock(&e, sk);
+	read_sock(&e, sk, false);
 	read_port_range(&e, net_of(sk), own_port_range(sk));
 	e.owner = info.owner;
 	e.new = state;
