@@ -3,8 +3,11 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -133,4 +136,41 @@ func diagnoseWith(kept []uintptr) (d diagnosis, err error) {
 		return json.Unmarshal(out, &d)
 	})
 	return d, err
+}
+
+// TestPrivilegesGivenUp: once it traces, no thread of it has a privilege that
+// only attaching took, and what needs those that are left still works.
+func TestPrivilegesGivenUp(t *testing.T) {
+	needRoot(t)
+	n := newNetNS(t)
+	tr := trace(t, "-o", "json", "--netns", strconv.Itoa(int(n.inode)))
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", tr.cmd.Process.Pid))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("the threads of twtrace: %d, %v", len(files), err)
+	}
+	for _, capability := range []uintptr{unix.CAP_PERFMON, unix.CAP_NET_ADMIN, unix.CAP_SYS_MODULE, unix.CAP_SETUID, unix.CAP_SYS_RAWIO} {
+		for _, file := range files {
+			status, err := os.ReadFile(file)
+			if err != nil {
+				continue // the thread has ended
+			}
+			for _, set := range []string{"CapPrm", "CapEff"} {
+				_, rest, _ := strings.Cut(string(status), set+":\t")
+				digits, _, _ := strings.Cut(rest, "\n")
+				mask, err := strconv.ParseUint(digits, 16, 64)
+				if err != nil {
+					t.Fatalf("%s of %s: %v", set, file, err)
+				}
+				if mask&(1<<capability) != 0 {
+					t.Errorf("%s of %s has capability %d", set, file, capability)
+				}
+			}
+		}
+	}
+	if err := n.do(refused); err != nil {
+		t.Fatal(err)
+	}
+	// Settings and counters are read in the namespace, by way of a process in it.
+	tr.await("the settings of the namespace", func(l line) bool { return l.Event == "netns" && l.NetNS == n.inode })
+	checkLog(t, tr.stop())
 }

@@ -132,6 +132,9 @@ func runTail(ctx context.Context, flags *tailFlags, options tailOptions, filters
 			return err
 		}
 	}
+	if err := shed(); err != nil {
+		return err
+	}
 	if err := flags.ready(); err != nil {
 		return err
 	}

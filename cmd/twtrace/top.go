@@ -148,6 +148,9 @@ func runTop(ctx context.Context, flags *topFlags, options topOptions, stdout, st
 		return err
 	}
 	t.collector = top.NewCollector(now)
+	if err := shed(); err != nil {
+		return err
+	}
 	if err := flags.ready(); err != nil {
 		return err
 	}
