@@ -10,7 +10,7 @@ GO   ?= go
 TAGS := grpcnotrace
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: build run image test deps check generate fresh host matrix loki vm benchmarks bench clean
+.PHONY: build run image test deps check generate fresh reproducible host matrix loki vm benchmarks bench vulnerabilities sbom clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -tags $(TAGS) -trimpath -o twtrace ./cmd/twtrace
@@ -23,7 +23,7 @@ VERSION ?= $(shell git describe --tags --dirty 2>/dev/null || echo devel-$$(git 
 image:
 	DOCKER_BUILDKIT=1 docker build --build-arg VERSION=$(VERSION) -t twtrace .
 
-test: deps check fresh host benchmarks vm
+test: deps check fresh reproducible host benchmarks vm
 
 # What the tests need beyond Go: Debian packages, and kernels in a cache.
 deps:
@@ -45,6 +45,15 @@ generate:
 # They are what the sources say.
 fresh: generate
 	git diff --exit-code -- internal/probe internal/lab
+
+# A build of the last commit in another directory, from nothing, has the same bytes.
+reproducible:
+	@dir=$$(mktemp -d) && trap 'chmod -R u+w "$$dir"; rm -rf "$$dir"' EXIT && \
+	git clone -q . "$$dir/first" && git clone -q . "$$dir/second" && \
+	$(MAKE) -s -C "$$dir/first" build && \
+	GOCACHE=$$dir/cache $(MAKE) -s -C "$$dir/second" build && \
+	cmp "$$dir/first/twtrace" "$$dir/second/twtrace" && \
+	sha256sum <"$$dir/first/twtrace"
 
 # On this kernel. The tests make their own network namespaces. The race detector
 # slows twtrace as much as an emulated processor: fewer connections there, and
@@ -78,5 +87,21 @@ loki:
 vm:
 	.ci/vm/matrix
 
+# Known vulnerabilities of what is built in, as far as the code reaches them. Where
+# their database can't be read, nothing is known, and nothing fails.
+vulnerabilities:
+	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && \
+	GOBIN=$$dir $(GO) install golang.org/x/vuln/cmd/govulncheck@v1.9.0 && \
+	{ "$$dir/govulncheck" -tags $(TAGS) ./cmd/twtrace; status=$$?; } || :; \
+	case $$status in \
+	0 | 3) exit $$status ;; \
+	*) echo "vulnerabilities: govulncheck could not look, so nothing is known of any" ;; \
+	esac
+
+# What is built in, with versions, hashes and licenses: CycloneDX, in twtrace.cdx.json.
+sbom:
+	$(GO) run github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0 \
+		app -json -licenses -main cmd/twtrace -output twtrace.cdx.json .
+
 clean:
-	rm -f twtrace
+	rm -f twtrace twtrace.cdx.json
