@@ -15,8 +15,10 @@ import (
 const (
 	// maxPending bounds the bytes that wait for an output.
 	maxPending = 8 << 20
-	// lastWords is how long the end of a run waits for the outputs.
-	lastWords = 500 * time.Millisecond
+	// lastWords is how long the end of a run waits for an output that takes
+	// nothing, and longestWords for one that does.
+	lastWords    = 500 * time.Millisecond
+	longestWords = 10 * time.Second
 )
 
 // lines are the run's outputs: stdout, as text or JSON, and the log. Every line
@@ -28,7 +30,7 @@ type lines struct {
 	stderr     *os.File
 	text       *sink.Text // nil for JSON
 	style      sink.TextOptions
-	patience   time.Duration                // the end of a run waits so long for the outputs
+	patience   time.Duration                // the end of a run waits so long for an output that takes nothing
 	export     func(moment []record.Record) // takes what becomes lines, too; nil for none
 	printed    uint64                       // to stdout, what is about sockets
 
@@ -221,9 +223,7 @@ func (l *lines) close(now time.Time, summary record.SummaryFields) error {
 	summary.Events, summary.Connects, summary.Verdicts, summary.LostOutput = l.events, l.connects, l.verdicts, l.lost
 	last := record.Record{Kind: record.Summary, Time: now.UnixNano(), Summary: &summary}
 	l.offer([]record.Record{last})
-	ctx, cancel := context.WithTimeout(context.Background(), l.patience)
-	defer cancel()
-	lost, err := l.flush(ctx)
+	lost, err := l.flush(l.patience)
 	summary.LostOutput = l.lost + lost
 	if l.text != nil {
 		_, _ = l.stderr.Write(l.text.AppendSummary(nil, &last)) // nowhere left to say that this failed
@@ -247,17 +247,15 @@ func (l *lines) abandon() {
 	if l.closed {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), lastWords)
-	defer cancel()
-	_, _ = l.flush(ctx)
+	_, _ = l.flush(lastWords)
 }
 
 // flush closes the outputs side by side: one that is stalled must not use up
 // the other's time.
-func (l *lines) flush(ctx context.Context) (lost uint64, err error) {
+func (l *lines) flush(patience time.Duration) (lost uint64, err error) {
 	l.closed = true
 	if l.log == nil {
-		return l.stdout.Close(ctx)
+		return closeOutput(l.stdout, patience)
 	}
 	type result struct {
 		lost uint64
@@ -265,10 +263,35 @@ func (l *lines) flush(ctx context.Context) (lost uint64, err error) {
 	}
 	log := make(chan result)
 	go func() {
-		lost, err := l.log.Close(ctx)
+		lost, err := closeOutput(l.log.Output, patience)
 		log <- result{lost, errors.Join(err, l.log.file.Close())}
 	}()
-	lost, err = l.stdout.Close(ctx)
+	lost, err = closeOutput(l.stdout, patience)
 	r := <-log
 	return lost + r.lost, errors.Join(err, r.err)
+}
+
+// closeOutput closes an output, as soon as it has taken all or, for the length of
+// the patience, nothing.
+func closeOutput(o *sink.Output, patience time.Duration) (lost uint64, err error) {
+	longest, cancel := context.WithTimeout(context.Background(), longestWords)
+	defer cancel()
+	ctx, stop := context.WithCancelCause(longest)
+	defer stop(nil)
+	go func() {
+		room := o.Room()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(patience):
+			}
+			before := room
+			if room = o.Room(); room == before {
+				stop(context.DeadlineExceeded)
+				return
+			}
+		}
+	}()
+	return o.Close(ctx)
 }
