@@ -36,7 +36,8 @@ type source struct {
 	damaged   uint64 // events that could not be decoded
 	missed    uint64 // events that were lost, when the tables were compared last
 	missedAt  int64  // when that was, on the events' clock
-	compared  bool   // and what was missing is still to be ended
+	compare   bool   // they are to be compared
+	compared  bool   // they were, and what was missing is still to be ended
 	suspects  bool   // a network namespace is suspect
 	untracked bool   // was said
 	forgot    bool   // was said
@@ -167,10 +168,7 @@ func (s *source) next(tell func(moment []record.Record)) (quiet bool, err error)
 		}
 		s.tracker.Tick(now, s.explained)
 		s.examine(now, false)
-		if s.compared {
-			s.compared = false
-			s.tracker.EndMissing(time.Now().UnixNano(), now, s.explained)
-		}
+		s.catchUp(now)
 		return true, nil
 	case errors.Is(err, probe.ErrUndecodable):
 		if s.damaged == 0 {
@@ -246,8 +244,27 @@ func (s *source) path(netns event.NetNS, maybe ...uint32) string {
 	return path
 }
 
-// lost counts the events that were lost before they could be told. After a loss
-// it compares what the tracker knows with what the kernel does.
+// catchUp compares, after a loss, what the tracker knows with what the kernel
+// does, and when the ring has been read once more it ends what is missing. That
+// takes long where there is much: it waits until the ring is empty, or more would
+// be lost meanwhile.
+func (s *source) catchUp(now int64) {
+	if s.compared {
+		s.compared = false
+		s.tracker.EndMissing(time.Now().UnixNano(), now, s.explained)
+	}
+	if !s.compare {
+		return
+	}
+	s.compare = false
+	if err := s.tracker.Reconcile(s.tracer.Tables); err != nil {
+		s.warn("%v: what ended in a lost event stays in the tables", err)
+		return
+	}
+	s.compared = true
+}
+
+// lost counts the events that were lost before they could be told.
 func (s *source) lost() (uint64, error) {
 	lost, err := s.tracer.Lost()
 	if err != nil {
@@ -265,11 +282,7 @@ func (s *source) lost() (uint64, error) {
 	// A table without room for all would have the rest ended.
 	if lost > s.missed && untracked == 0 {
 		s.missed, s.missedAt = lost, s.event.Clock()
-		if err := s.tracker.Reconcile(s.tracer.Tables); err != nil {
-			s.warn("%v: what ended in a lost event stays in the tables", err)
-		} else {
-			s.compared = true
-		}
+		s.compare = true
 	}
 	if !s.forgot && s.tracker.Forgotten() > 0 {
 		s.forgot = true

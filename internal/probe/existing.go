@@ -118,13 +118,16 @@ func (t *Tracer) Tables(found func(*event.Event)) error {
 	if err != nil {
 		return fmt.Errorf("read the table of sockets: %w", err)
 	}
+	var clock unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &clock) // It can't fail with this clock and address.
+	now := uint64(clock.Nano())
 	for _, table := range []string{"fin_wait2s", "time_waits"} {
 		var undecodable error
 		err := each(t.maps[table], func(key *bpfTuple, value *bpfTimeWait) {
 			if !value.Wanted {
 				return
 			}
-			record := recordOf(key, value)
+			record := recordOf(now, key, value)
 			if err := t.decode.event(&e, record); err != nil {
 				undecodable = err
 				return
@@ -139,13 +142,11 @@ func (t *Tracer) Tables(found func(*event.Event)) error {
 }
 
 // recordOf is the entry of either table of small sockets as the programs would
-// tell of it: a struct event of bpf/event.h.
-func recordOf(key *bpfTuple, value *bpfTimeWait) []byte {
-	var now unix.Timespec
-	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &now) // It can't fail with this clock and address.
+// tell of it now: a struct event of bpf/event.h.
+func recordOf(now uint64, key *bpfTuple, value *bpfTimeWait) []byte {
 	r := bpfEvent{
 		Kind:        uint8(event.Existing),
-		Time:        uint64(now.Nano()),
+		Time:        now,
 		Sock:        value.Tw,
 		Netns:       value.Netns,
 		NetnsCookie: value.NetnsCookie,

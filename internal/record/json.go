@@ -685,6 +685,10 @@ func appendQuoted(b []byte, s string, limit int) []byte {
 		more = "…"
 	)
 	b = append(b, '"')
+	if len(s)+len(`""`) <= limit && isPlain(s) {
+		b = append(b, s...)
+		return append(b, '"')
+	}
 	start := len(b) - 1
 	cut := len(b)
 	for i := 0; i < len(s); {
@@ -714,4 +718,15 @@ func appendQuoted(b []byte, s string, limit int) []byte {
 		}
 	}
 	return append(b, '"')
+}
+
+// isPlain reports whether s stands in a JSON string as it is, as nearly all names
+// do.
+func isPlain(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c >= 0x7f || c == '"' || c == '\\' {
+			return false
+		}
+	}
+	return true
 }
