@@ -43,6 +43,7 @@ type lines struct {
 	lost     uint64 // lines that an output did not take
 	told     uint64 // of these, in a line
 	lossless int64  // until when none was lost, Unix nanoseconds
+	encoder  record.Encoder
 	buffer   []byte
 	closed   bool
 }
@@ -165,7 +166,7 @@ func (l *lines) tellLoss(now int64) {
 func (l *lines) offer(moment []record.Record) {
 	l.buffer = l.buffer[:0]
 	for i := range moment {
-		l.buffer = moment[i].AppendJSON(l.buffer, l.seq)
+		l.buffer = l.encoder.AppendJSON(l.buffer, &moment[i], l.seq)
 		l.seq++
 		moment[i].Line = l.seq
 		l.events[moment[i].Kind]++

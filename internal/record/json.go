@@ -38,15 +38,18 @@ const (
 // AppendJSON appends r as the line number seq of its log, newline included,
 // and returns the extended slice. The line is shorter than 16 KiB: a longer
 // text ends in "…", and so does a longer list.
-func (r *Record) AppendJSON(b []byte, seq uint64) []byte {
+func (r *Record) AppendJSON(b []byte, seq uint64) []byte { return r.appendJSON(b, seq, nil) }
+
+// appendJSON is AppendJSON with what an encoder remembers, if there is one.
+func (r *Record) appendJSON(b []byte, seq uint64, e *Encoder) []byte {
 	b = append(b, `{"schema":"`+Version+`","time":`...)
-	b = appendTime(b, r.Time)
+	b = e.appendTime(b, r.Time)
 	b = append(b, `,"seq":`...)
 	b = strconv.AppendUint(b, seq, 10)
 	b = append(b, `,"event":"`...)
 	b = append(b, r.Kind.String()...)
 	b = append(b, '"')
-	b = appendSocket(b, &r.Socket)
+	b = e.appendSocket(b, &r.Socket)
 
 	switch r.Kind {
 	case Meta:

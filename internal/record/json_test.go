@@ -784,11 +784,12 @@ func TestLineLength(t *testing.T) {
 // TestAllocations: the writer runs once for every event of a busy machine.
 func TestAllocations(t *testing.T) {
 	b := make([]byte, 0, 16<<10)
+	var e Encoder
 	for _, r := range samples() {
 		if r.Kind == Meta || r.Kind == Counters || r.Kind == Summary {
 			continue // at most a few a second
 		}
-		if n := testing.AllocsPerRun(100, func() { b = r.AppendJSON(b[:0], 1) }); n != 0 {
+		if n := testing.AllocsPerRun(100, func() { b = e.AppendJSON(b[:0], &r, 1) }); n != 0 {
 			t.Errorf("%v allocations for %s", n, b)
 		}
 	}
@@ -846,8 +847,9 @@ func BenchmarkAppendJSON(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			var line []byte
+			var encoder Encoder
 			for seq := uint64(0); b.Loop(); seq++ {
-				line = r.AppendJSON(line[:0], seq)
+				line = encoder.AppendJSON(line[:0], &r, seq)
 			}
 			b.SetBytes(int64(len(line)))
 		})

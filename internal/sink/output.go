@@ -29,6 +29,12 @@ const (
 	// filePart is the most that one write to a regular file takes, which
 	// stalls for nobody.
 	filePart = 64 << 10
+
+	// lineWait is how long a line waits for others where nobody would notice:
+	// a wake-up for each takes longer than the line. batch is how much does
+	// not wait.
+	lineWait = 5 * time.Millisecond
+	batch    = 64 << 10
 )
 
 // Output writes lines to a terminal, a pipe or a file from a goroutine of its
@@ -45,11 +51,12 @@ type Output struct {
 	w     io.Writer
 	limit int
 	part  int           // the most that one write takes
+	batch int           // so many bytes don't wait for others
 	wait  time.Duration // how long lines wait for others, to be written together
 
 	full, broken chan error
 
-	enough  chan struct{} // signalled when a part is pending: don't wait
+	enough  chan struct{} // signalled when a batch is pending: don't wait
 	closing chan struct{} // closed by Close: don't wait or pause on my account
 	stop    chan struct{} // closed when Close has waited long enough
 	done    chan struct{} // closed when the goroutine has ended
@@ -89,27 +96,27 @@ func NewOutput(name string, w io.Writer, limit int) *Output {
 		stop:    make(chan struct{}),
 		done:    make(chan struct{}),
 	}
-	o.part, o.wait = portions(w)
+	o.part, o.batch, o.wait = portions(w)
 	o.some.L = &o.mu
 	go o.run()
 	return o
 }
 
-// portions returns the most that one write to w takes, and how long lines wait
-// for others.
-func portions(w io.Writer) (part int, wait time.Duration) {
+// portions returns the most that one write to w takes, and how long less than a
+// batch waits for more.
+func portions(w io.Writer) (part, batchSize int, wait time.Duration) {
 	switch w := w.(type) {
 	case *File:
 		if w.encoder != nil {
-			return frameLines, frameWait
+			return frameLines, frameLines, frameWait
 		}
 		return portions(w.file.Load())
 	case *os.File:
 		if info, err := w.Stat(); err == nil && info.Mode().IsRegular() {
-			return filePart, 0
+			return filePart, batch, lineWait
 		}
 	}
-	return pipeBuf, 0
+	return pipeBuf, batch, lineWait
 }
 
 // Full delivers an error each time that the writer begins to have no room: a
@@ -134,7 +141,7 @@ func (o *Output) Write(lines []byte) (ok bool) {
 	o.pending = append(o.pending, lines...)
 	o.lines += countLines(lines)
 	o.some.Signal()
-	if len(o.pending) >= o.part {
+	if len(o.pending) >= o.batch {
 		select {
 		case o.enough <- struct{}{}:
 		default: // It was told already.
@@ -240,9 +247,6 @@ func (o *Output) gather() {
 		o.some.Wait()
 	}
 	o.mu.Unlock()
-	if o.wait == 0 {
-		return
-	}
 	select {
 	case <-o.enough:
 	case <-o.closing:
