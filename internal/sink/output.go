@@ -35,12 +35,18 @@ const (
 	// not wait.
 	lineWait = 5 * time.Millisecond
 	batch    = 64 << 10
+
+	// burst is how long a regular file that takes lines may make the tracer
+	// wait: after a moment without the processor there are more lines at once
+	// than are kept. What lasts longer is a slow disk, and costs lines.
+	burst = 200 * time.Millisecond
 )
 
 // Output writes lines to a terminal, a pipe or a file from a goroutine of its
-// own. Whoever hands it a line never waits for the writer: lines that the
+// own. Whoever hands it a line never waits for a reader: lines that the
 // writer can't take yet are kept, up to a limit, and beyond it they are
-// dropped, whole, and the caller is told so.
+// dropped, whole, and the caller is told so. For a regular file it waits, but
+// no longer than a burst.
 //
 // Every line that Write took either reaches the writer or is counted by Close.
 // A line that the writer took half of, for want of room, is completed when
@@ -53,26 +59,31 @@ type Output struct {
 	part  int           // the most that one write takes
 	batch int           // so many bytes don't wait for others
 	wait  time.Duration // how long lines wait for others, to be written together
+	burst time.Duration // how long the caller waits for room
 
 	full, broken chan error
 
+	freed   chan struct{} // signalled when something was written
 	enough  chan struct{} // signalled when a batch is pending: don't wait
 	closing chan struct{} // closed by Close: don't wait or pause on my account
 	stop    chan struct{} // closed when Close has waited long enough
 	done    chan struct{} // closed when the goroutine has ended
 
 	mu      sync.Mutex
+	tight   time.Time // since when there is no room, zero where half of it is free
 	some    sync.Cond // signalled when pending, steps or closed changes
-	pending []byte    // not taken by the goroutine yet
+	pending [][]byte  // blocks of lines that the goroutine has not taken yet
 	steps   []step    // in between
-	taken   int       // bytes that it took and has not written yet
-	lines   uint64    // lines in both of these
+	kept    int       // bytes of these, and of those that it took and has not written yet
+	fresh   int       // bytes of the pending ones
+	lines   uint64    // lines that are kept
+	free    [][]byte  // blocks to be used again
 	closed  bool
 	err     error // why nothing can be written: for now, or for good
 	dead    bool  // for good
 }
 
-// A step is what is to be done when the pending bytes before it are written.
+// A step is what is to be done when the pending blocks before it are written.
 type step struct {
 	at int
 	do func()
@@ -91,12 +102,16 @@ func NewOutput(name string, w io.Writer, limit int) *Output {
 		limit:   limit,
 		full:    make(chan error, 1),
 		broken:  make(chan error, 1),
+		freed:   make(chan struct{}, 1),
 		enough:  make(chan struct{}, 1),
 		closing: make(chan struct{}),
 		stop:    make(chan struct{}),
 		done:    make(chan struct{}),
 	}
 	o.part, o.batch, o.wait = portions(w)
+	if o.part != pipeBuf {
+		o.burst = burst
+	}
 	o.some.L = &o.mu
 	go o.run()
 	return o
@@ -130,24 +145,69 @@ func (o *Output) Full() <-chan error { return o.full }
 func (o *Output) Broken() <-chan error { return o.broken }
 
 // Write takes one or more lines, each with its newline, all of them or none.
-// It copies them, and does not wait. It returns false where it could not take
-// them: there is no room, the writer is broken, or Close was called.
+// It copies them. It returns false where it could not take them: there is no
+// room, the writer is broken, or Close was called.
 func (o *Output) Write(lines []byte) (ok bool) {
+	for {
+		ok, wait := o.take(lines)
+		if ok || wait <= 0 {
+			return ok
+		}
+		select {
+		case <-o.freed:
+		case <-time.After(wait):
+		}
+	}
+}
+
+// take is Write without waiting. Where there is no room, it returns for how long
+// it is worth waiting for some.
+func (o *Output) take(lines []byte) (ok bool, wait time.Duration) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.dead || o.closed || o.taken+len(o.pending)+len(lines) > o.limit {
-		return false
+	if o.dead || o.closed {
+		return false, 0
 	}
-	o.pending = append(o.pending, lines...)
+	if o.kept+len(lines) > o.limit {
+		if o.tight.IsZero() {
+			o.tight = time.Now()
+		}
+		return false, o.burst - time.Since(o.tight)
+	} else if o.kept < o.limit/2 {
+		o.tight = time.Time{}
+	}
+	o.add(lines)
+	o.kept += len(lines)
+	o.fresh += len(lines)
 	o.lines += countLines(lines)
 	o.some.Signal()
-	if len(o.pending) >= o.batch {
+	if o.fresh >= o.batch {
 		select {
 		case o.enough <- struct{}{}:
 		default: // It was told already.
 		}
 	}
-	return true
+	return true, 0
+}
+
+// add puts lines into the last block that no step stands behind, or a new one.
+// Blocks are small, so that the memory of those that are written while it is still
+// in the processor's cache is the next to be filled.
+func (o *Output) add(lines []byte) {
+	last := len(o.pending) - 1
+	sealed := len(o.steps) > 0 && o.steps[len(o.steps)-1].at > last
+	if last < 0 || sealed || len(o.pending[last])+len(lines) > cap(o.pending[last]) {
+		var block []byte
+		if n := len(o.free); n > 0 {
+			block, o.free = o.free[n-1], o.free[:n-1]
+		}
+		if len(lines) > cap(block) {
+			block = make([]byte, 0, max(o.batch, len(lines)))
+		}
+		o.pending = append(o.pending, block)
+		last++
+	}
+	o.pending[last] = append(o.pending[last], lines...)
 }
 
 // Do calls f when all lines that Write took before are written, and before any
@@ -164,7 +224,7 @@ func (o *Output) Do(f func()) {
 func (o *Output) Room() int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return max(o.limit-o.taken-len(o.pending), 0)
+	return max(o.limit-o.kept, 0)
 }
 
 // Close writes what is left until ctx ends, and stops. It returns how many of
@@ -213,28 +273,31 @@ func (o *Output) Close(ctx context.Context) (lost uint64, err error) {
 // or nothing more can be written.
 func (o *Output) run() {
 	defer close(o.done)
-	var chunk []byte
+	var blocks [][]byte
 	for {
 		o.gather()
 		o.mu.Lock()
 		steps := o.steps
-		chunk, o.pending, o.steps = o.pending, chunk[:0], nil
-		o.taken = len(chunk)
+		blocks, o.pending, o.steps, o.fresh = o.pending, blocks[:0], nil, 0
 		o.mu.Unlock()
 
-		if len(chunk) == 0 && len(steps) == 0 {
+		if len(blocks) == 0 && len(steps) == 0 {
 			return
 		}
-		begin := 0
-		for _, s := range steps {
-			if !o.writeAll(chunk[begin:s.at]) {
+		for i := 0; i <= len(blocks); i++ {
+			for len(steps) > 0 && steps[0].at == i {
+				steps[0].do()
+				steps = steps[1:]
+			}
+			if i == len(blocks) {
+				break
+			}
+			if !o.writeAll(blocks[i]) {
 				return
 			}
-			s.do()
-			begin = s.at
-		}
-		if !o.writeAll(chunk[begin:]) {
-			return
+			o.mu.Lock()
+			o.free = append(o.free, blocks[i][:0])
+			o.mu.Unlock()
 		}
 	}
 }
@@ -306,10 +369,14 @@ func firstPart(chunk []byte, size int) []byte {
 func (o *Output) wrote(written []byte, err error) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.taken -= len(written)
+	o.kept -= len(written)
 	o.lines -= countLines(written)
 
 	if err == nil {
+		select {
+		case o.freed <- struct{}{}:
+		default: // It was told already.
+		}
 		if o.lines == 0 {
 			// Not before: where a full disk gives way bit by bit,
 			// Full speaks once.
