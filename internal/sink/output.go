@@ -28,13 +28,13 @@ const (
 
 	// filePart is the most that one write to a regular file takes, which
 	// stalls for nobody.
-	filePart = 64 << 10
+	filePart = 256 << 10
 
 	// lineWait is how long a line waits for others where nobody would notice:
 	// a wake-up for each takes longer than the line. batch is how much does
 	// not wait.
 	lineWait = 5 * time.Millisecond
-	batch    = 64 << 10
+	batch    = 256 << 10
 
 	// burst is how long a regular file that takes lines may make the tracer
 	// wait: after a moment without the processor there are more lines at once
