@@ -66,6 +66,8 @@ type Tracer struct {
 	// attached are the programs at work, by name.
 	attached map[string]attachment
 	ring     *ringbuf.Reader
+	filled   *bell
+	empty    bool // the ring was, when it was looked at last
 	record   ringbuf.Record
 	decode   decoder
 	locator  *locator
@@ -149,8 +151,10 @@ func (t *Tracer) open(config Config) error {
 		return fmt.Errorf("open the ring buffer: %w", err)
 	}
 	t.ring = ring
+	if t.filled, err = newBell(t.maps["events"].FD()); err != nil {
+		return fmt.Errorf("open the ring buffer: %w", err)
+	}
 	t.decode.syncClock()
-	t.ring.SetDeadline(time.Now().Add(pollInterval))
 	return t.attach(config)
 }
 
@@ -189,14 +193,16 @@ func (t *Tracer) TSOffsets() TSOffsetMode { return t.tsOffsets }
 // empty: a good moment for chores. An event that can't be decoded gives
 // ErrUndecodable.
 func (t *Tracer) Read(e *event.Event) error {
-	err := t.ring.ReadInto(&t.record)
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		t.ring.SetDeadline(time.Now().Add(pollInterval))
+	if t.empty {
+		t.filled.wait(pollInterval)
+	}
+	if t.empty = t.ring.AvailableBytes() == 0; t.empty {
 		t.decode.syncClock()
 		t.locator.rest()
-		return err
+		return os.ErrDeadlineExceeded
 	}
-	if err != nil {
+	// The reader's own way to wait is a system call that blocks a thread.
+	if err := t.ring.ReadInto(&t.record); err != nil {
 		return fmt.Errorf("read the ring buffer: %w", err)
 	}
 	return t.decode.event(e, t.record.RawSample)
@@ -290,6 +296,9 @@ func (t *Tracer) Close() error {
 	}
 	if t.ring != nil {
 		errs = append(errs, t.ring.Close())
+	}
+	if t.filled != nil {
+		errs = append(errs, t.filled.Close())
 	}
 	for _, m := range t.maps {
 		errs = append(errs, m.Close())
