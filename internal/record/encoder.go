@@ -16,10 +16,20 @@ type Encoder struct {
 	digits [len(`"2006-01-02T15:04:05.`)]byte
 
 	sockets [remembered]socketText
+	owners  [rememberedOwners]ownerText
 }
 
-// remembered is how many sockets an Encoder knows the text of: a power of two.
-const remembered = 256
+// How many sockets and owners an Encoder knows the text of: powers of two.
+const (
+	remembered       = 256
+	rememberedOwners = 32
+)
+
+// An ownerText is the text of an owner: what appendOwner makes of it.
+type ownerText struct {
+	owner event.Owner
+	text  []byte
+}
 
 // A socketText is the text of a socket: what appendSocket makes of it.
 type socketText struct {
@@ -57,7 +67,20 @@ func (e *Encoder) appendSocket(b []byte, s *event.Socket) []byte {
 	known := &e.sockets[(s.Cookie^s.Address>>6)%remembered]
 	if len(known.text) == 0 || known.socket != *s {
 		known.socket = *s
-		known.text = appendSocket(known.text[:0], s)
+		known.text = e.appendOwner(appendPlace(known.text[:0], s), &s.Owner)
+	}
+	return append(b, known.text...)
+}
+
+// appendOwner is the function of that name.
+func (e *Encoder) appendOwner(b []byte, o *event.Owner) []byte {
+	if *o == (event.Owner{}) {
+		return b
+	}
+	known := &e.owners[(o.TID+o.PID)%rememberedOwners]
+	if len(known.text) == 0 || known.owner != *o {
+		known.owner = *o
+		known.text = appendOwner(known.text[:0], o)
 	}
 	return append(b, known.text...)
 }

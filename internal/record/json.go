@@ -104,6 +104,11 @@ func (r *Record) appendJSON(b []byte, seq uint64, e *Encoder) []byte {
 }
 
 func appendSocket(b []byte, s *event.Socket) []byte {
+	return appendOwner(appendPlace(b, s), &s.Owner)
+}
+
+// appendPlace appends the socket without its owner.
+func appendPlace(b []byte, s *event.Socket) []byte {
 	b = appendNetwork(b, s.Tuple)
 	b = appendNetNS(b, s.NetNS)
 	if s.Cookie != 0 {
@@ -111,7 +116,7 @@ func appendSocket(b []byte, s *event.Socket) []byte {
 		b = appendIdentity(b, s.Cookie)
 		b = append(b, '}')
 	}
-	return appendOwner(b, &s.Owner)
+	return b
 }
 
 func appendNetNS(b []byte, n event.NetNS) []byte {
