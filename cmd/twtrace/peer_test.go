@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"testing"
 	"unsafe"
 
@@ -60,6 +61,19 @@ var peers = map[string]func(args []string) error{
 		_, err := listen(unix.AF_INET, args[0], reusePort)
 		if err != nil {
 			return err
+		}
+		return hold()
+	},
+	// listen on so many ports of an address, and hold them until stdin ends.
+	"listen-many": func(args []string) error {
+		ports, err := strconv.Atoi(args[1])
+		if err != nil {
+			return err
+		}
+		for port := range ports {
+			if _, err := listen(unix.AF_INET, fmt.Sprintf("%s:%d", args[0], 1024+port)); err != nil {
+				return err
+			}
 		}
 		return hold()
 	},

@@ -57,6 +57,11 @@ func readRelease() (release, error) {
 // work, see bpf/compat.h.
 func (r release) preemptsTracepoints() bool { return !r.before(6, 19) }
 
+// allocatesEntries reports whether programs at tracepoints can use hash tables whose
+// entries are allocated when they are made, since 6.1 (fba1a1c6c912 "bpf: Convert
+// hash map to bpf_mem_alloc."). Before, all of a table is allocated with it.
+func (r release) allocatesEntries() bool { return !r.before(6, 1) }
+
 func kernelTypes(cache *btf.Cache, path string) (*btf.Spec, error) {
 	if path != "" {
 		types, err := btf.LoadSpec(path)

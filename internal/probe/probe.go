@@ -18,6 +18,7 @@ import (
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
 	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
 
 	"github.com/twtrace/twtrace/internal/event"
 )
@@ -131,6 +132,14 @@ func loadSpec(release release) (*ebpf.CollectionSpec, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the BPF object: %w", err)
 	}
+	if release.allocatesEntries() {
+		// A hundred megabytes, and most of the time that it takes to start.
+		for _, table := range spec.Maps {
+			if table.Type == ebpf.Hash {
+				table.Flags |= unix.BPF_F_NO_PREALLOC
+			}
+		}
+	}
 	if !release.preemptsTracepoints() {
 		return spec, nil
 	}
@@ -154,6 +163,8 @@ func (t *Tracer) open(config Config) error {
 	if t.filled, err = newBell(t.maps["events"].FD()); err != nil {
 		return fmt.Errorf("open the ring buffer: %w", err)
 	}
+	// The ring's reader never waits itself: it would block a thread.
+	t.ring.SetDeadline(time.Unix(0, 1))
 	t.decode.syncClock()
 	return t.attach(config)
 }
@@ -201,8 +212,11 @@ func (t *Tracer) Read(e *event.Event) error {
 		t.locator.rest()
 		return os.ErrDeadlineExceeded
 	}
-	// The reader's own way to wait is a system call that blocks a thread.
-	if err := t.ring.ReadInto(&t.record); err != nil {
+	err := t.ring.ReadInto(&t.record)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return err
+	}
+	if err != nil {
 		return fmt.Errorf("read the ring buffer: %w", err)
 	}
 	return t.decode.event(e, t.record.RawSample)
