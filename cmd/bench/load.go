@@ -25,7 +25,7 @@ type cost struct {
 }
 
 // loadCommand is the process that makes the connections, in a network namespace of its
-// own. It makes some in advance, one after the other, until it reads a line.
+// own. It tells that this is ready, and makes some in advance, one after the other, until it reads a line.
 func loadCommand() *cobra.Command {
 	var connections int
 	var tracked bool
@@ -35,6 +35,9 @@ func loadCommand() *cobra.Command {
 		Args:   cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := prepare(tracked); err != nil {
+				return err
+			}
+			if _, err := fmt.Fprintln(cmd.OutOrStdout(), "ready"); err != nil {
 				return err
 			}
 			in := bufio.NewReader(cmd.InOrStdin())

@@ -71,11 +71,15 @@ func measure(t *tracer, connections int) (m turn, err error) {
 			err = errors.Join(err, fmt.Errorf("load: %w: %s", waitErr, &stderr))
 		}
 	}()
+	lines := bufio.NewReader(out)
+	if _, err := lines.ReadBytes('\n'); err != nil {
+		return m, fmt.Errorf("the load is not ready: %w", err)
+	}
 	begin := func() error {
 		if _, err := io.WriteString(in, "\n"); err != nil {
 			return err
 		}
-		line, err := bufio.NewReader(out).ReadBytes('\n')
+		line, err := lines.ReadBytes('\n')
 		if err != nil {
 			return err
 		}
