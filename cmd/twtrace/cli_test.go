@@ -190,6 +190,49 @@ func TestClosedPipe(t *testing.T) {
 	}
 }
 
+// TestSlowReader: who reads slowly gets everything, also what is left when the run
+// ends: that may take longer than a reader who takes nothing is waited for.
+func TestSlowReader(t *testing.T) {
+	needRoot(t)
+	if testing.Short() {
+		t.Skip("does not depend on the kernel")
+	}
+	n := newNetNS(t)
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	tr := traceTo(t, writer, "-o", "json", "--netns", strconv.Itoa(int(n.inode)))
+	writer.Close()
+	const want = 500 // connections: some megabytes, less than are kept
+	if err := churn(n, want); err != nil {
+		t.Fatal(err)
+	}
+	tr.signal(unix.SIGINT)
+	var printed []byte
+	part := make([]byte, 64<<10)
+	for {
+		time.Sleep(20 * time.Millisecond) // The reader is slow: this is what is tested.
+		got, err := reader.Read(part)
+		printed = append(printed, part[:got]...)
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := tr.wait(); err != nil {
+		t.Errorf("twtrace: %v: %s", err, &tr.stderr)
+	}
+	lines := parseLines(t, "stdout", printed)
+	checkLog(t, lines)
+	if got := len(of(lines, "connect")); got != want {
+		t.Errorf("%d connects of %d", got, want)
+	}
+}
+
 // TestStalledReader: who does not read loses lines, which are counted; the log
 // loses none, and Ctrl-C works.
 func TestStalledReader(t *testing.T) {

@@ -199,6 +199,30 @@ func size(t *testing.T, file *os.File) int64 {
 	return info.Size()
 }
 
+// TestOutputBurst: more lines at once than are kept cost none, where they go to a
+// file that takes them.
+func TestOutputBurst(t *testing.T) {
+	log, err := os.Create(filepath.Join(t.TempDir(), "events.jsonl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	o := NewOutput("events.jsonl", log, 100_000)
+	const offered = 5000
+	taken := offer(o, offered)
+	if len(taken) != offered {
+		t.Errorf("%d lines of %d were taken", len(taken), offered)
+	}
+	if lost, err := o.Close(t.Context()); lost != 0 || err != nil {
+		t.Errorf("Close = %d, %v", lost, err)
+	}
+	written, err := os.ReadFile(log.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkWritten(t, written, taken, 0)
+}
+
 // TestOutputDiskGivesWay: a disk that was full for a while costs the lines
 // that found no room in memory, and leaves no half line in the log, though it
 // gave way bit by bit.
