@@ -34,9 +34,9 @@ type source struct {
 	warn func(format string, args ...any)
 
 	damaged   uint64 // events that could not be decoded
-	missed    uint64 // events that were lost, when the tables were compared last
+	missed    uint64 // events that were lost, as was noticed last
 	missedAt  int64  // when that was, on the events' clock
-	compare   bool   // they are to be compared
+	compare   bool   // the tables are to be compared
 	compared  bool   // they were, and what was missing is still to be ended
 	suspects  bool   // a network namespace is suspect
 	untracked bool   // was said
