@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+	"kernel.org/pub/linux/libs/security/libcap/cap"
 
 	"github.com/twtrace/twtrace/internal/thread"
 )
@@ -144,28 +144,31 @@ func TestPrivilegesGivenUp(t *testing.T) {
 	needRoot(t)
 	n := newNetNS(t)
 	tr := trace(t, "-o", "json", "--netns", strconv.Itoa(int(n.inode)))
-	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", tr.cmd.Process.Pid))
-	if err != nil || len(files) == 0 {
-		t.Fatalf("the threads of twtrace: %d, %v", len(files), err)
+	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", tr.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, capability := range []uintptr{unix.CAP_PERFMON, unix.CAP_NET_ADMIN, unix.CAP_SYS_MODULE, unix.CAP_SETUID, unix.CAP_SYS_RAWIO} {
-		for _, file := range files {
-			status, err := os.ReadFile(file)
-			if err != nil {
-				continue // the thread has ended
-			}
-			for _, set := range []string{"CapPrm", "CapEff"} {
-				_, rest, _ := strings.Cut(string(status), set+":\t")
-				digits, _, _ := strings.Cut(rest, "\n")
-				mask, err := strconv.ParseUint(digits, 16, 64)
-				if err != nil {
-					t.Fatalf("%s of %s: %v", set, file, err)
-				}
-				if mask&(1<<capability) != 0 {
-					t.Errorf("%s of %s has capability %d", set, file, capability)
+	looked := 0
+	for _, thread := range threads {
+		tid, err := strconv.Atoi(thread.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		have, err := cap.GetPID(tid)
+		if err != nil {
+			continue // the thread has ended
+		}
+		looked++
+		for _, capability := range []cap.Value{cap.PERFMON, cap.NET_ADMIN, cap.SYS_MODULE, cap.SETUID, cap.SYS_RAWIO} {
+			for _, set := range []cap.Flag{cap.Permitted, cap.Effective} {
+				if has, err := have.GetFlag(set, capability); err != nil || has {
+					t.Errorf("thread %d has %v (%v): %v, %v", tid, capability, set, has, err)
 				}
 			}
 		}
+	}
+	if looked == 0 {
+		t.Fatal("no thread of twtrace could be looked at")
 	}
 	if err := n.do(refused); err != nil {
 		t.Fatal(err)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/twtrace/twtrace/internal/metrics"
 	"github.com/twtrace/twtrace/internal/otlp"
+	"github.com/twtrace/twtrace/internal/probe"
 	"github.com/twtrace/twtrace/internal/record"
 )
 
@@ -75,22 +76,18 @@ func (e *exports) observe(moment []record.Record) {
 }
 
 // answer looks at the tables if somebody asked. It is for a quiet moment.
-func (e *exports) answer(s *source) error {
+func (e *exports) answer(s *source) {
 	select {
 	case done := <-e.asked:
 		defer close(done)
 	default:
-		return nil
+		return
 	}
-	now, err := monotonic()
-	if err != nil {
-		return err
-	}
+	now := probe.Now()
 	e.metrics.Take(metrics.Tables{
 		Destinations: s.tracker.Destinations(now), Connections: s.connections(now),
 		TimeWaits: s.tracer.SeesTimeWaits(), AllPorts: s.allPorts,
 	}, time.Now().UnixNano())
-	return nil
 }
 
 // doChores notes that the reader is alive, what was lost so far, and that it is so

@@ -253,9 +253,7 @@ func (t *tail) follow(ctx context.Context) error {
 			return err
 		}
 		if t.exports != nil {
-			if err := t.exports.answer(t.source); err != nil {
-				return err
-			}
+			t.exports.answer(t.source)
 		}
 		select {
 		case <-ended:

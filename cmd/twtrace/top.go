@@ -143,10 +143,7 @@ func runTop(ctx context.Context, flags *topFlags, options topOptions, stdout, st
 	if !source.tracer.SeesTimeWaits() {
 		t.notes = append(t.notes, "this kernel does not show TIME_WAITs: ports are taken that are not counted")
 	}
-	now, err := monotonic()
-	if err != nil {
-		return err
-	}
+	now := probe.Now()
 	t.collector = top.NewCollector(now)
 	if err := shed(); err != nil {
 		return err
@@ -163,10 +160,7 @@ func runTop(ctx context.Context, flags *topFlags, options topOptions, stdout, st
 // follow reads events and shows a table an interval, and one at once where the
 // user changes to another view, until ctx ends.
 func (t *topRun) follow(ctx context.Context) error {
-	now, err := monotonic()
-	if err != nil {
-		return err
-	}
+	now := probe.Now()
 	view, due, shown := t.options.view, now+int64(t.options.delay), uint64(0)
 	for n := 1; ; n++ {
 		quiet, err := t.source.next(t.collector.Observe)
@@ -177,9 +171,7 @@ func (t *topRun) follow(ctx context.Context) error {
 		if !quiet && n%4096 != 0 {
 			continue
 		}
-		if now, err = monotonic(); err != nil {
-			return err
-		}
+		now = probe.Now()
 		t.collector.Advance(now)
 		isDue, changed := now >= due, false
 		select {
@@ -243,9 +235,7 @@ func (t *topRun) print(ctx context.Context, stdout *os.File) error {
 		}
 	}
 	err := t.follow(ctx)
-	last, cancel := context.WithTimeout(context.Background(), lastWords)
-	defer cancel()
-	if _, closeErr := output.Close(last); err == nil {
+	if _, closeErr := closeOutput(output, lastWords); err == nil {
 		err = unread(closeErr)
 	}
 	return err

@@ -8,6 +8,7 @@ import (
 
 	"github.com/twtrace/twtrace/internal/event"
 	"github.com/twtrace/twtrace/internal/owner"
+	"github.com/twtrace/twtrace/internal/probe"
 	"github.com/twtrace/twtrace/internal/record"
 	"github.com/twtrace/twtrace/internal/verdict"
 )
@@ -109,10 +110,7 @@ func (s *source) count(netns event.NetNS, path string) bool {
 		return false
 	}
 	// The event can be older: what it waited for in the ring is in the counters.
-	now, err := monotonic()
-	if err != nil {
-		return false
-	}
+	now := probe.Now()
 	n.suspect = false
 	n.reads++
 	n.counts = append(n.counts, counts{now, counters})

@@ -39,11 +39,17 @@ const maxComms = 4096
 // syncClock follows a clock that is set while the trace runs. The programs can
 // only read CLOCK_MONOTONIC.
 func (d *decoder) syncClock() {
-	var mono, wall unix.Timespec
-	// Neither call can fail with these clocks and addresses.
-	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &mono)
-	_ = unix.ClockGettime(unix.CLOCK_REALTIME, &wall)
-	d.offset = wall.Nano() - mono.Nano()
+	mono := Now()
+	d.offset = clock(unix.CLOCK_REALTIME) - mono
+}
+
+// Now is the time on the events' clock (event.Event.Mono), in nanoseconds.
+func Now() int64 { return clock(unix.CLOCK_MONOTONIC) }
+
+func clock(id int32) int64 {
+	var now unix.Timespec
+	_ = unix.ClockGettime(id, &now) // It can't fail with these clocks and this address.
+	return now.Nano()
 }
 
 // event decodes b, a struct event of bpf/event.h, field by field.

@@ -118,9 +118,7 @@ func (t *Tracer) Tables(found func(*event.Event)) error {
 	if err != nil {
 		return fmt.Errorf("read the table of sockets: %w", err)
 	}
-	var clock unix.Timespec
-	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &clock) // It can't fail with this clock and address.
-	now := uint64(clock.Nano())
+	now := uint64(Now())
 	for _, table := range []string{"fin_wait2s", "time_waits"} {
 		var undecodable error
 		err := each(t.maps[table], func(key *bpfTuple, value *bpfTimeWait) {

@@ -15,8 +15,8 @@ type Encoder struct {
 	second int64
 	digits [len(`"2006-01-02T15:04:05.`)]byte
 
-	sockets [remembered]socketText
-	owners  [rememberedOwners]ownerText
+	sockets [remembered]text[event.Socket]
+	owners  [rememberedOwners]text[event.Owner]
 }
 
 // How many sockets and owners an Encoder knows the text of: powers of two.
@@ -25,16 +25,20 @@ const (
 	rememberedOwners = 32
 )
 
-// An ownerText is the text of an owner: what appendOwner makes of it.
-type ownerText struct {
-	owner event.Owner
-	text  []byte
+// A text is what was appended for a thing.
+type text[T comparable] struct {
+	of   T
+	json []byte
 }
 
-// A socketText is the text of a socket: what appendSocket makes of it.
-type socketText struct {
-	socket event.Socket
-	text   []byte
+// known reports whether it is the text of that thing. Where not it is empty, and
+// to become that.
+func (t *text[T]) known(of *T) bool {
+	if len(t.json) > 0 && t.of == *of {
+		return true
+	}
+	t.of, t.json = *of, t.json[:0]
+	return false
 }
 
 // AppendJSON is r.AppendJSON.
@@ -64,12 +68,11 @@ func (e *Encoder) appendSocket(b []byte, s *event.Socket) []byte {
 	if e == nil {
 		return appendSocket(b, s)
 	}
-	known := &e.sockets[(s.Cookie^s.Address>>6)%remembered]
-	if len(known.text) == 0 || known.socket != *s {
-		known.socket = *s
-		known.text = e.appendOwner(appendPlace(known.text[:0], s), &s.Owner)
+	t := &e.sockets[(s.Cookie^s.Address>>6)%remembered]
+	if !t.known(s) {
+		t.json = e.appendOwner(appendPlace(t.json, s), &s.Owner)
 	}
-	return append(b, known.text...)
+	return append(b, t.json...)
 }
 
 // appendOwner is the function of that name.
@@ -77,10 +80,9 @@ func (e *Encoder) appendOwner(b []byte, o *event.Owner) []byte {
 	if *o == (event.Owner{}) {
 		return b
 	}
-	known := &e.owners[(o.TID+o.PID)%rememberedOwners]
-	if len(known.text) == 0 || known.owner != *o {
-		known.owner = *o
-		known.text = appendOwner(known.text[:0], o)
+	t := &e.owners[(o.TID+o.PID)%rememberedOwners]
+	if !t.known(o) {
+		t.json = appendOwner(t.json, o)
 	}
-	return append(b, known.text...)
+	return append(b, t.json...)
 }

@@ -108,30 +108,26 @@ func NewOutput(name string, w io.Writer, limit int) *Output {
 		stop:    make(chan struct{}),
 		done:    make(chan struct{}),
 	}
-	o.part, o.batch, o.wait = portions(w)
-	if o.part != pipeBuf {
-		o.burst = burst
-	}
+	o.portions(w)
 	o.some.L = &o.mu
 	go o.run()
 	return o
 }
 
-// portions returns the most that one write to w takes, and how long less than a
-// batch waits for more.
-func portions(w io.Writer) (part, batchSize int, wait time.Duration) {
+// portions sets what suits w.
+func (o *Output) portions(w io.Writer) {
+	o.part, o.batch, o.wait, o.burst = pipeBuf, batch, lineWait, 0
 	switch w := w.(type) {
 	case *File:
+		o.portions(w.file.Load())
 		if w.encoder != nil {
-			return frameLines, frameLines, frameWait
+			o.part, o.batch, o.wait, o.burst = frameLines, frameLines, frameWait, burst
 		}
-		return portions(w.file.Load())
 	case *os.File:
 		if info, err := w.Stat(); err == nil && info.Mode().IsRegular() {
-			return filePart, batch, lineWait
+			o.part, o.burst = filePart, burst
 		}
 	}
-	return pipeBuf, batch, lineWait
 }
 
 // Full delivers an error each time that the writer begins to have no room: a
