@@ -6,8 +6,6 @@ import (
 	"os"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/twtrace/twtrace/internal/event"
 	"github.com/twtrace/twtrace/internal/owner"
 	"github.com/twtrace/twtrace/internal/probe"
@@ -36,6 +34,7 @@ type source struct {
 	damaged   uint64 // events that could not be decoded
 	missed    uint64 // events that were lost, as was noticed last
 	missedAt  int64  // when that was, on the events' clock
+	quiet     bool   // the ring was empty, when it was looked at last
 	compare   bool   // the tables are to be compared
 	compared  bool   // they were, and what was missing is still to be ended
 	suspects  bool   // a network namespace is suspect
@@ -152,6 +151,7 @@ func (s *source) adopt() error {
 func (s *source) next(tell func(moment []record.Record)) (quiet bool, err error) {
 	s.tell = tell
 	err = s.tracer.Read(&s.event)
+	s.quiet = errors.Is(err, os.ErrDeadlineExceeded)
 	switch {
 	case err == nil:
 		if !s.who.wants(&s.event) {
@@ -160,12 +160,9 @@ func (s *source) next(tell func(moment []record.Record)) (quiet bool, err error)
 		s.look(&s.event)
 		s.tracker.Observe(&s.event, s.explained)
 		s.suspect(&s.event)
-	case errors.Is(err, os.ErrDeadlineExceeded):
+	case s.quiet:
 		// Only now: what an event waits for may be in the ring.
-		now, err := monotonic()
-		if err != nil {
-			return false, err
-		}
+		now := probe.Now()
 		s.tracker.Tick(now, s.explained)
 		s.examine(now, false)
 		s.catchUp(now)
@@ -244,16 +241,21 @@ func (s *source) path(netns event.NetNS, maybe ...uint32) string {
 	return path
 }
 
-// catchUp compares, after a loss, what the tracker knows with what the kernel
-// does, and when the ring has been read once more it ends what is missing. That
-// takes long where there is much: it waits until the ring is empty, or more would
-// be lost meanwhile.
+// catchUp ends what was missing when the tables were compared last, now that the
+// ring has been read once more, and compares them where that is still to be done.
 func (s *source) catchUp(now int64) {
 	if s.compared {
 		s.compared = false
 		s.tracker.EndMissing(time.Now().UnixNano(), now, s.explained)
 	}
-	if !s.compare {
+	s.compareTables()
+}
+
+// compareTables compares, after a loss, what the tracker knows with what the kernel
+// does. That takes long where there is much: it waits until the ring is empty, or
+// more would be lost meanwhile.
+func (s *source) compareTables() {
+	if !s.compare || !s.quiet {
 		return
 	}
 	s.compare = false
@@ -283,19 +285,11 @@ func (s *source) lost() (uint64, error) {
 	if lost > s.missed && untracked == 0 {
 		s.missed, s.missedAt = lost, s.event.Clock()
 		s.compare = true
+		s.compareTables() // before the loss is told, if it can be
 	}
 	if !s.forgot && s.tracker.Forgotten() > 0 {
 		s.forgot = true
 		s.warn("too many connections to remember: some uses of ports are forgotten early, and counted")
 	}
 	return lost, nil
-}
-
-// monotonic is the time on the events' clock.
-func monotonic() (int64, error) {
-	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
-		return 0, fmt.Errorf("read the clock: %w", err)
-	}
-	return now.Nano(), nil
 }
