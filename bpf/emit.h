@@ -99,14 +99,77 @@ static __noinline bool wanted(const struct event *e, bool is_ours)
 	return fits(e, is_ours);
 }
 
+#define ESTABLISHED_ONCE                                                       \
+	(1 << TCP_ESTABLISHED | 1 << TCP_FIN_WAIT1 | 1 << TCP_FIN_WAIT2 |      \
+	 1 << TCP_CLOSE_WAIT | 1 << TCP_LAST_ACK | 1 << TCP_CLOSING)
+
+static __always_inline u32 change_tells(const struct event *e)
+{
+	u16 visited = e->visited | 1 << e->old;
+
+	if (e->new == TCP_ESTABLISHED)
+		return visited & 1 << TCP_SYN_SENT ? TELLS_CONNECT
+						   : TELLS_ACCEPT;
+	if (e->new != TCP_CLOSE)
+		return TELLS_STATE;
+	if (visited & ESTABLISHED_ONCE)
+		return TELLS_CLOSE;
+	return visited & 1 << TCP_SYN_SENT ? TELLS_CONNECT : TELLS_STATE;
+}
+
+static __noinline u32 tells(const struct event *e)
+{
+	switch (e->kind) {
+	case EVENT_STATE_CHANGE:
+		return change_tells(e);
+	case EVENT_CONNECT_RESULT:
+		return TELLS_CONNECT;
+	case EVENT_SYN_RETRANSMIT:
+	case EVENT_SYN_ACK_RETRANSMIT:
+		return TELLS_SYN_RETRANSMIT;
+	case EVENT_RESET_SENT:
+	case EVENT_RESET_RECEIVED:
+		return TELLS_RESET;
+	case EVENT_TIME_WAIT_ENTER:
+		return TELLS_TIME_WAIT_ENTER;
+	case EVENT_TIME_WAIT_END:
+		return TELLS_TIME_WAIT_END;
+	case EVENT_DROP:
+		return TELLS_DROP;
+	}
+	return TELLS_NOTHING;
+}
+
+/*
+ * How full the ring may be for an event to be put there. A state that is not
+ * told stands in the history that later events of the socket bring (visited),
+ * and goes first. That a connection was accepted, closed or went to TIME_WAIT
+ * shows by what is left of it. How a connect ended, what failed and why, and the
+ * end of a TIME_WAIT show nowhere else.
+ */
+static __always_inline u64 room_for(const struct event *e)
+{
+	switch (tells(e)) {
+	case TELLS_STATE:
+		return kernel.state_mark;
+	case TELLS_CLOSE:
+		if (e->errno)
+			break;
+		/* fallthrough */
+	case TELLS_NOTHING:
+	case TELLS_ACCEPT:
+	case TELLS_TIME_WAIT_ENTER:
+		return kernel.shed_mark;
+	}
+	return -1;
+}
+
 /*
  * A wake-up costs more than the event. The reader polls; it is woken only by
  * the event that takes the ring across the mark.
  */
-static __always_inline u64 wakeup(void)
+static __always_inline u64 wakeup(u64 fill)
 {
-	u64 fill = bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA);
-
 	if (fill < kernel.wakeup_mark &&
 	    fill + sizeof(struct event) >= kernel.wakeup_mark)
 		return BPF_RB_FORCE_WAKEUP;
@@ -124,12 +187,15 @@ static __always_inline void count_untracked(void)
 
 static __always_inline void send(struct event *e, u8 kind)
 {
-	u32 key = kind;
+	u64 fill = bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA);
 	u64 *count;
+	u32 key;
 
 	e->kind = kind;
-	if (!bpf_ringbuf_output(&events, e, sizeof(*e), wakeup()))
+	if ((fill < kernel.state_mark || fill < room_for(e)) &&
+	    !bpf_ringbuf_output(&events, e, sizeof(*e), wakeup(fill)))
 		return;
+	key = tells(e);
 	count = bpf_map_lookup_elem(&lost, &key);
 	if (count) /* atomic: another program of ours can interrupt this one */
 		__sync_fetch_and_add(count, 1);

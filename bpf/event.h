@@ -22,6 +22,24 @@ enum event_kind {
 	EVENT_KINDS,
 };
 
+/*
+ * What becomes of an event, in the words of the log: what is lost is counted by
+ * that. Numbered as event.Tells in internal/event.
+ */
+enum tells {
+	TELLS_NOTHING, /* by itself: the timer of a TIME_WAIT that is set anew */
+	TELLS_STATE,   /* nothing but a change of state */
+	TELLS_CONNECT,
+	TELLS_ACCEPT,
+	TELLS_CLOSE,
+	TELLS_TIME_WAIT_ENTER,
+	TELLS_TIME_WAIT_END,
+	TELLS_SYN_RETRANSMIT,
+	TELLS_DROP,
+	TELLS_RESET,
+	TELLS_KINDS,
+};
+
 /* How a TIME_WAIT ended. Numbered as event.Ended in internal/event. */
 enum ended {
 	ENDED_EXPIRED = 1,

@@ -45,8 +45,12 @@ const volatile struct kernel {
 	 */
 	__u32 cgroup_hierarchy;
 	__u32 cgroup_subsys;
-	/* the ring wakes its reader when it fills past this many bytes */
+	/* the ring wakes its reader when it fills past this many bytes, */
 	__u32 wakeup_mark;
+	/* and takes no event that tells only a state past this many, */
+	__u32 state_mark;
+	/* and past these only those that are never derived from others */
+	__u32 shed_mark;
 	/* address of the function that ends a TIME_WAIT in time */
 	__u64 tw_timer_handler;
 } kernel;
@@ -74,12 +78,12 @@ struct {
 	__type(value, struct event);
 } events SEC(".maps");
 
-/* Key: kind. How many events of it the ring had no room for. Written by emit(),
- * read by internal/probe.
+/* Key: enum tells. How many such events the ring had no room for. Written by
+ * send(), read by internal/probe.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, EVENT_KINDS);
+	__uint(max_entries, TELLS_KINDS);
 	__type(key, __u32);
 	__type(value, __u64);
 } lost SEC(".maps");

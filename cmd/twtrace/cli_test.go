@@ -276,6 +276,49 @@ func TestStalledReader(t *testing.T) {
 	}
 }
 
+// TestLateReader: a reader that was away finds every connect all the same: what it
+// has lost are lines that others imply, and it is told which.
+func TestLateReader(t *testing.T) {
+	needRoot(t)
+	if testing.Short() {
+		t.Skip("does not depend on the kernel")
+	}
+	n := newNetNS(t)
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	log := filepath.Join(t.TempDir(), "events.jsonl")
+	tr := traceTo(t, writer, "-o", "json", "--netns", strconv.Itoa(int(n.inode)), "--log", log)
+	writer.Close()
+	// More than is kept; the connects among it are less.
+	const want = 1_600
+	if err := churn(n, want); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the log has all of it", func() bool {
+		text, err := os.ReadFile(log)
+		return err == nil && bytes.Count(text, []byte(`"event":"time_wait.enter"`)) == want
+	})
+	tr.signal(unix.SIGINT)
+	printed, err := io.ReadAll(reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tr.wait(); tr.cmd.ProcessState.ExitCode() != 0 {
+		t.Errorf("twtrace: %v: %s", err, &tr.stderr)
+	}
+	lines := parseLines(t, "stdout", printed)
+	if got := len(of(lines, "connect")); got != want {
+		t.Errorf("%d connects of %d", got, want)
+	}
+	lost := checkLost(t, lines)
+	if lost["state"] == 0 || lost["connect"] > 0 {
+		t.Errorf("lost %v, want states, and no connects", lost)
+	}
+}
+
 // TestKilled: after SIGKILL nothing of twtrace is left in the kernel.
 func TestKilled(t *testing.T) {
 	needRoot(t)

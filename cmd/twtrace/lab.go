@@ -220,10 +220,9 @@ func (l *labRun) finish() error {
 	if err != nil {
 		return err
 	}
-	if lost > 0 {
-		l.write([]record.Record{{Kind: record.Lost, Time: time.Now().UnixNano(), Lost: record.LostFields{
-			Count: lost, Since: l.source.began.UnixNano(), Where: record.InKernel,
-		}}})
+	if fields, ok := inKernel(lost, probe.Loss{}); ok {
+		fields.Since = l.source.began.UnixNano()
+		l.write([]record.Record{{Kind: record.Lost, Time: time.Now().UnixNano(), Lost: fields}})
 	}
 	return nil
 }

@@ -40,9 +40,10 @@ type lines struct {
 	events   [record.Kinds]uint64
 	connects [record.Outcomes]uint64
 	verdicts map[string]uint64
-	lost     uint64 // lines that an output did not take
-	told     uint64 // of these, in a line
-	lossless int64  // until when none was lost, Unix nanoseconds
+	lost     uint64               // lines that an output did not take
+	told     uint64               // of these, in a line
+	kinds    [record.Kinds]uint64 // of those that are not told yet
+	lossless int64                // until when none was lost, Unix nanoseconds
 	encoder  record.Encoder
 	buffer   []byte
 	closed   bool
@@ -83,7 +84,7 @@ func (l *lines) begin(meta record.Record, containers bool) {
 	if l.text != nil {
 		l.style.Containers = containers
 		l.text = sink.NewText(l.style)
-		l.stdout.Write(l.text.AppendHeader(nil))
+		l.stdout.Write(l.text.AppendHeader(nil), 0)
 	}
 	l.write([]record.Record{meta})
 }
@@ -154,11 +155,36 @@ func (l *lines) haveRoom() bool {
 }
 
 func (l *lines) tellLoss(now int64) {
-	count := l.lost - l.told
-	l.told = l.lost
+	count, kinds := l.lost-l.told, l.kinds
+	l.told, l.kinds = l.lost, [record.Kinds]uint64{}
 	l.offer([]record.Record{{Kind: record.Lost, Time: now, Lost: record.LostFields{
-		Count: count, Since: l.lossless, Where: record.InOutput,
+		Count: count, Since: l.lossless, Where: record.InOutput, Kinds: &kinds,
 	}}})
+}
+
+// spare is the room that an output must have left beside a moment. What shows in
+// later lines as well leaves the last of it to what does not, as in the kernel
+// (room_for in bpf/emit.h).
+func spare(moment []record.Record) int {
+	spare := maxPending / 4
+	for i := range moment {
+		switch r := &moment[i]; {
+		case r.Kind == record.State:
+		case r.Kind == record.Accept, r.Kind == record.Close && r.Verdict == nil, r.Kind == record.TimeWaitEnter:
+			spare = maxPending / 8
+		default:
+			return 0
+		}
+	}
+	return spare
+}
+
+// lose counts lines that an output did not take.
+func (l *lines) lose(lines []record.Record) {
+	l.lost += uint64(len(lines))
+	for i := range lines {
+		l.kinds[lines[i].Kind]++
+	}
 }
 
 // offer numbers and counts the lines and offers them to the outputs; what an
@@ -166,7 +192,9 @@ func (l *lines) tellLoss(now int64) {
 func (l *lines) offer(moment []record.Record) {
 	l.buffer = l.buffer[:0]
 	for i := range moment {
-		l.buffer = l.encoder.AppendJSON(l.buffer, &moment[i], l.seq)
+		if l.log != nil || l.text == nil {
+			l.buffer = l.encoder.AppendJSON(l.buffer, &moment[i], l.seq)
+		}
 		l.seq++
 		moment[i].Line = l.seq
 		l.events[moment[i].Kind]++
@@ -177,19 +205,20 @@ func (l *lines) offer(moment []record.Record) {
 			l.verdicts[v.Cause()]++
 		}
 	}
-	if l.log != nil && !l.log.Write(l.buffer) {
-		l.lost += uint64(len(moment))
+	spare := spare(moment)
+	if l.log != nil && !l.log.Write(l.buffer, spare) {
+		l.lose(moment)
 	}
-	made := uint64(len(moment))
+	made := moment
 	if l.text != nil {
 		l.buffer = l.text.AppendMoment(l.buffer[:0], moment)
-		made = 1
+		made = sink.Headline(moment)
 	}
-	if len(l.buffer) > 0 && !l.stdout.Write(l.buffer) {
-		l.lost += made
+	if len(l.buffer) > 0 && !l.stdout.Write(l.buffer, spare) {
+		l.lose(made)
 	}
 	if moment[0].Kind.AboutSocket() {
-		l.printed += made
+		l.printed += uint64(len(made))
 	}
 	if l.export != nil {
 		l.export(moment)

@@ -123,6 +123,67 @@ func testLoss(t testing.TB) {
 	}
 }
 
+// TestShedding: where there is no room for all events, those go first that later
+// ones tell as well, and the user learns which. No connect is lost, and none that
+// failed.
+func TestShedding(t *testing.T) {
+	needRoot(t)
+	undisturbed(t, testShedding)
+}
+
+func testShedding(t testing.TB) {
+	n := newNetNS(t)
+	// For some 300 events, the last eighth of which is for connects and failures:
+	// those below make 600, and after three quarters 30 of that kind.
+	tr := trace(t, "-o", "json", "--netns", strconv.Itoa(int(n.inode)), "--ring-size", "64K")
+	const established, failed = 48, 5
+	tr.signal(unix.SIGSTOP)
+	err := churn(n, established)
+	for range failed {
+		err = errors.Join(err, n.inside(refused))
+	}
+	tr.signal(unix.SIGCONT)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := tr.stop()
+	checkLog(t, lines)
+	lost := checkLost(t, lines)
+	for _, kind := range []string{"state", "accept", "close", "time_wait.enter"} {
+		if lost[kind] == 0 {
+			t.Errorf("of %s nothing is lost, which was to go first", kind)
+		}
+		delete(lost, kind)
+	}
+	if len(lost) > 0 {
+		t.Errorf("lost %v", lost)
+	}
+	outcomes := make(map[string]int)
+	for _, l := range of(lines, "connect") {
+		outcomes[l.Connect.Outcome]++
+	}
+	if outcomes["established"] != established || outcomes["refused"] != failed {
+		t.Errorf("connects %v, want %d established and %d refused", outcomes, established, failed)
+	}
+}
+
+// checkLost checks that all that was lost is known by its kind, and returns that.
+func checkLost(t testing.TB, lines []line) map[string]uint64 {
+	t.Helper()
+	kinds := make(map[string]uint64)
+	for _, l := range of(lines, "lost") {
+		var sum uint64
+		for kind, count := range l.Lost.Kinds {
+			kinds[kind] += count
+			sum += count
+		}
+		if sum != l.Lost.Count {
+			t.Errorf("line %d: %d lost, and of known kinds %v", l.Seq, l.Lost.Count, l.Lost.Kinds)
+		}
+	}
+	return kinds
+}
+
 // TestMeetings: state changes that meet the programs at work, on the same
 // processor, are told too, or else counted.
 func TestMeetings(t *testing.T) {

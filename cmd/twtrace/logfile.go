@@ -81,8 +81,8 @@ func openLog(path string, r rotation, stderr *os.File) (*logFile, error) {
 }
 
 // Write is that of the Output.
-func (l *logFile) Write(lines []byte) (ok bool) {
-	if ok = l.Output.Write(lines); ok {
+func (l *logFile) Write(lines []byte, spare int) (ok bool) {
+	if ok = l.Output.Write(lines, spare); ok {
 		l.bytes += int64(len(lines))
 	}
 	return ok

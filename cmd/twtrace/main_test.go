@@ -278,6 +278,7 @@ type line struct {
 	Lost     struct {
 		Count uint64
 		Where string
+		Kinds map[string]uint64
 	}
 	Meta struct {
 		TSOffsetMode string `json:"ts_offset_mode"`

@@ -32,7 +32,7 @@ type source struct {
 	warn func(format string, args ...any)
 
 	damaged   uint64 // events that could not be decoded
-	missed    uint64 // events that were lost, as was noticed last
+	missed    uint64 // events that were lost and tell more than a state, as was noticed last
 	missedAt  int64  // when that was, on the events' clock
 	quiet     bool   // the ring was empty, when it was looked at last
 	compare   bool   // the tables are to be compared
@@ -267,23 +267,23 @@ func (s *source) compareTables() {
 }
 
 // lost counts the events that were lost before they could be told.
-func (s *source) lost() (uint64, error) {
-	lost, err := s.tracer.Lost()
-	if err != nil {
-		return 0, err
+func (s *source) lost() (lost probe.Loss, err error) {
+	if lost, err = s.tracer.Lost(); err != nil {
+		return lost, err
 	}
-	lost += s.damaged
+	lost.Missed += s.damaged
 	untracked, err := s.tracer.Untracked()
 	if err != nil {
-		return 0, err
+		return lost, err
 	}
 	if untracked > 0 && !s.untracked {
 		s.untracked = true
 		s.warn("the table of sockets is full: further sockets have no owner")
 	}
 	// A table without room for all would have the rest ended.
-	if lost > s.missed && untracked == 0 {
-		s.missed, s.missedAt = lost, s.event.Clock()
+	// A state alone is in the history that later events bring.
+	if missed := lost.Total() - lost.Events[event.TellsState]; missed > s.missed && untracked == 0 {
+		s.missed, s.missedAt = missed, s.event.Clock()
 		s.compare = true
 		s.compareTables() // before the loss is told, if it can be
 	}
@@ -292,4 +292,33 @@ func (s *source) lost() (uint64, error) {
 		s.warn("too many connections to remember: some uses of ports are forgotten early, and counted")
 	}
 	return lost, nil
+}
+
+// told are the kinds of lines that lost events would have told.
+var told = [event.TellsKinds]record.Kind{
+	event.TellsState:         record.State,
+	event.TellsConnect:       record.Connect,
+	event.TellsAccept:        record.Accept,
+	event.TellsClose:         record.Close,
+	event.TellsTimeWaitEnter: record.TimeWaitEnter,
+	event.TellsTimeWaitEnd:   record.TimeWaitEnd,
+	event.TellsSynRetransmit: record.SynRetransmit,
+	event.TellsDrop:          record.Drop,
+	event.TellsReset:         record.Reset,
+}
+
+// inKernel tells what was lost since before, if anything was.
+func inKernel(lost, before probe.Loss) (fields record.LostFields, ok bool) {
+	fields = record.LostFields{Count: lost.Total() - before.Total(), Where: record.InKernel}
+	for tells, kind := range told {
+		n := lost.Events[tells] - before.Events[tells]
+		if n == 0 || kind == 0 {
+			continue
+		}
+		if fields.Kinds == nil {
+			fields.Kinds = new([record.Kinds]uint64)
+		}
+		fields.Kinds[kind] = n
+	}
+	return fields, fields.Count > 0
 }

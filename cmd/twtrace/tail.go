@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
+	"github.com/twtrace/twtrace/internal/probe"
 	"github.com/twtrace/twtrace/internal/record"
 )
 
@@ -92,9 +93,9 @@ type tail struct {
 	wanted  []record.Record
 	until   time.Time
 
-	lostKernel uint64
-	lossless   int64 // until when nothing was lost, Unix nanoseconds
-	started    time.Time
+	lost     probe.Loss // in the kernel, as far as it is told
+	lossless int64      // until when nothing was lost, Unix nanoseconds
+	started  time.Time
 }
 
 func runTail(ctx context.Context, flags *tailFlags, options tailOptions, filters, command []string, exports *exports, stdout, stderr *os.File) (err error) {
@@ -338,7 +339,7 @@ func (t *tail) doChores(now time.Time) error {
 		return err
 	}
 	if t.exports != nil {
-		t.exports.doChores(now, t.lostKernel, t.lines.lost)
+		t.exports.doChores(now, t.lost.Total(), t.lines.lost)
 	}
 	return nil
 }
@@ -348,11 +349,10 @@ func (t *tail) tellLoss(now int64) error {
 	if err != nil {
 		return err
 	}
-	if lost > t.lostKernel {
-		t.lines.write([]record.Record{{Kind: record.Lost, Time: now, Lost: record.LostFields{
-			Count: lost - t.lostKernel, Since: t.lossless, Where: record.InKernel,
-		}}})
-		t.lostKernel = lost
+	if fields, ok := inKernel(lost, t.lost); ok {
+		fields.Since = t.lossless
+		t.lines.write([]record.Record{{Kind: record.Lost, Time: now, Lost: fields}})
+		t.lost = lost
 	}
 	t.lossless = now
 	return nil
@@ -379,6 +379,6 @@ func (t *tail) end() error {
 		defer t.exports.close()
 	}
 	return t.lines.close(now, record.SummaryFields{
-		Duration: now.Sub(t.started), LostKernel: t.lostKernel, Forgotten: t.source.tracker.Forgotten(),
+		Duration: now.Sub(t.started), LostKernel: t.lost.Total(), Forgotten: t.source.tracker.Forgotten(),
 	})
 }

@@ -210,8 +210,8 @@ func (t *topRun) snapshot(view top.View, now int64) (*top.Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	if lost > 0 {
-		s.Notes = append(s.Notes, fmt.Sprintf("%d events lost in the kernel: the numbers may be wrong", lost))
+	if n := lost.Total(); n > 0 {
+		s.Notes = append(s.Notes, fmt.Sprintf("%d events lost in the kernel: the numbers may be wrong", n))
 	}
 	s.Notes = append(s.Notes, t.notes...)
 	return s, nil
@@ -229,7 +229,7 @@ func (t *topRun) print(ctx context.Context, stdout *os.File) error {
 			width = 0 // no terminal
 		}
 		buffer = s.AppendTable(buffer[:0], t.options.order, width)
-		if !output.Write(buffer) && !said {
+		if !output.Write(buffer, 0) && !said {
 			said = true
 			t.source.warn("standard output is not read: tables are left out")
 		}

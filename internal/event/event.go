@@ -65,6 +65,30 @@ func (k Kind) String() string {
 	return "invalid"
 }
 
+// Tells is what becomes of an event, in the words of the log. Events that are
+// lost are known by that alone.
+type Tells uint8
+
+// What events tell. Their numbers are those of enum tells in bpf/event.h.
+const (
+	// TellsNothing: nothing by itself.
+	TellsNothing Tells = iota
+	// TellsState: no more than a change of state, which what comes later of
+	// the same socket implies.
+	TellsState
+	TellsConnect
+	TellsAccept
+	TellsClose
+	TellsTimeWaitEnter
+	TellsTimeWaitEnd
+	TellsSynRetransmit
+	TellsDrop
+	TellsReset
+
+	// TellsKinds is one more than the highest Tells.
+	TellsKinds
+)
+
 // Event is one record of the ring buffer, decoded.
 type Event struct {
 	Kind Kind

@@ -117,6 +117,8 @@ type bpfKernel struct {
 	CgroupHierarchy uint32
 	CgroupSubsys    uint32
 	WakeupMark      uint32
+	StateMark       uint32
+	ShedMark        uint32
 	_               [4]byte
 	TwTimerHandler  uint64
 }

@@ -231,10 +231,10 @@ func TestDecodeUnknown(t *testing.T) {
 	}
 }
 
-// TestKinds: the kernel programs count as many kinds of events as are decoded.
-func TestKinds(t *testing.T) {
-	if kinds := spec(t).Maps["lost"].MaxEntries; kinds != uint32(event.Kinds) {
-		t.Errorf("%d kinds, want %d", kinds, event.Kinds)
+// TestTells: the kernel programs count what is lost by as many kinds as there are.
+func TestTells(t *testing.T) {
+	if kinds := spec(t).Maps["lost"].MaxEntries; kinds != uint32(event.TellsKinds) {
+		t.Errorf("%d kinds, want %d", kinds, event.TellsKinds)
 	}
 }
 

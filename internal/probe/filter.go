@@ -124,6 +124,7 @@ func (t *Tracer) configure(config Config, ringSize uint32) error {
 		t.kernel.CgroupSubsys = subsys
 	}
 	t.kernel.WakeupMark = ringSize / 2
+	t.kernel.StateMark, t.kernel.ShedMark = ringSize/4*3, ringSize/8*7
 	t.kernel.TwTimerHandler = t.symbols.twTimerHandler
 
 	values := map[string]any{

@@ -222,23 +222,38 @@ func (t *Tracer) Read(e *event.Event) error {
 	return t.decode.event(e, t.record.RawSample)
 }
 
-// Lost counts the events since Open that nobody can read, exactly: those that the
-// ring buffer had no room for, and the state changes and resets that the kernel
-// ran no program for, since the same program was at work on that CPU already.
-// The latter include those that the filter would have left out.
-func (t *Tracer) Lost() (uint64, error) {
-	lost, err := t.missed()
-	if err != nil {
-		return 0, err
+// Loss is how many events nobody can read.
+type Loss struct {
+	// Events are those that the ring buffer had no room for, by what they
+	// would have told. Where it fills, it takes first no more changes of state,
+	// then none of what shows later as well (room_for in bpf/emit.h).
+	Events [event.TellsKinds]uint64
+	// Missed are the state changes, resets and SYN-ACKs sent again that the
+	// kernel ran no program for, since the same program was at work on that CPU
+	// already. They include those that the filter would have left out.
+	Missed uint64
+}
+
+// Total is how many there are in all.
+func (l *Loss) Total() uint64 {
+	total := l.Missed
+	for _, n := range l.Events {
+		total += n
 	}
-	for kind := event.StateChange; kind < event.Kinds; kind++ {
-		n, err := sum(t.maps["lost"], uint32(kind), func(n uint64) uint64 { return n })
-		if err != nil {
-			return 0, fmt.Errorf("read what the ring buffer had no room for: %w", err)
+	return total
+}
+
+// Lost counts the events since Open that nobody can read, exactly.
+func (t *Tracer) Lost() (loss Loss, err error) {
+	if loss.Missed, err = t.missed(); err != nil {
+		return loss, err
+	}
+	for tells := range loss.Events {
+		if loss.Events[tells], err = sum(t.maps["lost"], uint32(tells), func(n uint64) uint64 { return n }); err != nil {
+			return loss, fmt.Errorf("read what the ring buffer had no room for: %w", err)
 		}
-		lost += n
 	}
-	return lost, nil
+	return loss, nil
 }
 
 // missed counts the runs that the kernel left out and nested_* did not take.

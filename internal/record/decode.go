@@ -784,6 +784,9 @@ func (d *decoder) lostKey(key []byte, v *fastjson.Value) {
 		default:
 			d.fail("lost.where is %q", text)
 		}
+	case "kinds":
+		l.Kinds = new([Kinds]uint64)
+		d.kinds(l.Kinds, v)
 	default:
 		d.strange("lost.", key)
 	}
@@ -795,11 +798,7 @@ func (d *decoder) summaryKey(key []byte, v *fastjson.Value) {
 	case "duration_ms":
 		s.Duration = d.milliseconds(v)
 	case "events":
-		for name, n := range d.numbers(v) {
-			if k, ok := ParseKind(name); ok {
-				s.Events[k] = n
-			}
-		}
+		d.kinds(&s.Events, v)
 	case "connects":
 		for name, n := range d.numbers(v) {
 			if i := slices.Index(outcomeNames[:], name); i > 0 {
@@ -815,6 +814,14 @@ func (d *decoder) summaryKey(key []byte, v *fastjson.Value) {
 		s.Forgotten = d.uint(v)
 	default:
 		d.strange("summary.", key)
+	}
+}
+
+func (d *decoder) kinds(counts *[Kinds]uint64, v *fastjson.Value) {
+	for name, n := range d.numbers(v) {
+		if k, ok := ParseKind(name); ok {
+			counts[k] = n
+		}
 	}
 }
 

@@ -546,7 +546,13 @@ func (l *LostFields) appendJSON(b []byte) []byte {
 	b = appendTime(b, l.Since)
 	b = append(b, `,"where":"`...)
 	b = append(b, l.Where.String()...)
-	return append(b, `"}`...)
+	b = append(b, '"')
+	if l.Kinds != nil {
+		b = append(b, `,"kinds":{`...)
+		b = appendCounts(b, l.Kinds[:], func(i int) string { return Kind(i).String() })
+		b = append(b, '}')
+	}
+	return append(b, '}')
 }
 
 func (s *SummaryFields) appendJSON(b []byte) []byte {

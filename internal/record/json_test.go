@@ -151,6 +151,7 @@ func samples() []Record {
 
 		{Kind: Lost, Lost: LostFields{Count: 12, Since: start - 123456789, Where: InKernel}},
 		{Kind: Lost, Lost: LostFields{Count: 1<<64 - 1, Since: 0, Where: InOutput}},
+		{Kind: Lost, Lost: LostFields{Count: 1708, Since: start, Where: InKernel, Kinds: &[Kinds]uint64{State: 1500, Close: 200}}},
 
 		{Kind: Summary, Summary: &SummaryFields{
 			Duration:   90 * time.Second,
@@ -529,6 +530,7 @@ func parse(t *testing.T, b []byte) (r Record, seq uint64) {
 			Count uint64
 			Since time.Time
 			Where string
+			Kinds map[string]uint64
 		}
 		Summary *struct {
 			Duration  json.Number `json:"duration_ms"`
@@ -657,6 +659,12 @@ func parse(t *testing.T, b []byte) (r Record, seq uint64) {
 	r.Reset = ResetFields{Received: line.Reset.Direction == "received", Reason: line.Reset.Reason}
 	if line.Lost.Count != 0 {
 		r.Lost = LostFields{Count: line.Lost.Count, Since: line.Lost.Since.UnixNano(), Where: number[LostWhere](line.Lost.Where)}
+		if line.Lost.Kinds != nil {
+			r.Lost.Kinds = new([Kinds]uint64)
+			for kind, n := range line.Lost.Kinds {
+				r.Lost.Kinds[number[Kind](kind)] = n
+			}
+		}
 	}
 	if m := line.Meta; m != nil {
 		r.Meta = &MetaFields{Version: m.Version, Kernel: m.Kernel, Arch: m.Arch, Node: m.Node, BootID: m.BootID, BlindSpots: m.BlindSpots, Filters: m.Filters, Started: unixNano(m.Started), TSOffsetMode: m.TSOffsetMode}

@@ -470,6 +470,9 @@ type LostFields struct {
 	// which nothing had been lost since the line before. Unix nanoseconds.
 	Since int64
 	Where LostWhere
+	// Kinds are how many of each kind of line these are, or would have told;
+	// nil, or fewer than Count, where that is not known.
+	Kinds *[Kinds]uint64
 }
 
 // LostWhere is the place of a loss.

@@ -203,6 +203,9 @@ func (c *Collector) Add(r *record.Record, raw []byte) {
 		c.timeline.lost[slice] += r.Lost.Count
 		if r.Lost.Where == record.InKernel {
 			c.current.lost.Kernel += r.Lost.Count
+			if kinds := r.Lost.Kinds; kinds != nil {
+				c.current.lost.States += kinds[record.State]
+			}
 		} else {
 			c.current.lost.Output += r.Lost.Count
 		}
@@ -520,6 +523,7 @@ func (c *Collector) finishRuns() {
 		}
 		r.Lost.Kernel += lost.Kernel
 		r.Lost.Output += lost.Output
+		r.Lost.States += lost.States
 		if len(r.Runs) < maxRuns {
 			r.Runs = append(r.Runs, in.Run)
 		}
@@ -584,8 +588,11 @@ func (c *Collector) notShown() (said []string) {
 	if r.MissingLines > 0 {
 		say("%d lines were made and did not reach this log", r.MissingLines)
 	}
-	if r.Lost.Kernel > 0 {
-		say("%d events were lost in the kernel: a connection can lack its end, and a verdict a fact", r.Lost.Kernel)
+	if n := r.Lost.States; n > 0 {
+		say("%d changes of state were lost in the kernel, which made no other line", n)
+	}
+	if n := r.Lost.Kernel - min(r.Lost.States, r.Lost.Kernel); n > 0 {
+		say("%d events were lost in the kernel: a connection can lack its end, and a verdict a fact", n)
 	}
 	if r.Destinations.Gone+r.Processes.Gone+r.Containers.Gone > 0 {
 		say("there were more destinations, processes or containers than are kept: the least used are counted together")

@@ -116,6 +116,9 @@ type TimeWait struct {
 type Lost struct {
 	Kernel uint64 `json:"kernel"`
 	Output uint64 `json:"output"`
+	// States are those of Kernel that told a change of state and nothing more,
+	// which later lines about their sockets imply.
+	States uint64 `json:"states"`
 }
 
 // Damaged is a line that could not be read.

@@ -370,6 +370,41 @@ func TestNewer(t *testing.T) {
 	}
 }
 
+// TestLost: states that are lost and imply themselves are told apart from events
+// whose loss leaves something out.
+func TestLost(t *testing.T) {
+	for _, test := range []struct {
+		lost   uint64
+		states uint64
+		want   []string
+	}{
+		{5, 5, []string{"5 changes of state were lost"}},
+		{5, 3, []string{"3 changes of state were lost", "2 events were lost"}},
+		{5, 0, []string{"5 events were lost"}},
+	} {
+		var log bytes.Buffer
+		l := newWriter(t, &log)
+		l.write(record.Record{Kind: record.Lost, Lost: record.LostFields{
+			Count: test.lost, Since: begin, Where: record.InKernel, Kinds: &[record.Kinds]uint64{record.State: test.states},
+		}})
+		l.summary.LostKernel = test.lost
+		l.end()
+		r := collect(t, Options{}, log.Bytes())
+		if want := (Lost{Kernel: test.lost, States: test.states}); r.Lost != want {
+			t.Errorf("lost %+v, want %+v", r.Lost, want)
+		}
+		var told []string
+		for _, spot := range r.NotShown {
+			if strings.Contains(spot, "were lost") {
+				told = append(told, strings.SplitAfter(spot, "were lost")[0])
+			}
+		}
+		if !slices.Equal(told, test.want) {
+			t.Errorf("%d lost, %d of them states: told %q, want %q", test.lost, test.states, told, test.want)
+		}
+	}
+}
+
 // TestClock: however the window grows, nothing is lost, and all lies in its slice.
 func TestClock(t *testing.T) {
 	for range 200 {

@@ -74,7 +74,7 @@ func TestCompressedDiskGivesWay(t *testing.T) {
 	var taken [][]byte
 	for i := range 300 {
 		line := fmt.Appendf(nil, "%d %x\n", i, noise(1000+i, i))
-		if o.Write(line) {
+		if o.Write(line, 0) {
 			taken = append(taken, line)
 		}
 	}
@@ -108,7 +108,7 @@ func TestCompressedDiskStaysFull(t *testing.T) {
 	var taken [][]byte
 	for i := range 300 {
 		line := fmt.Appendf(nil, "%d %x\n", i, noise(1000+i, i))
-		if o.Write(line) {
+		if o.Write(line, 0) {
 			taken = append(taken, line)
 		}
 		if i == 20 { // a frame of its own
@@ -153,7 +153,7 @@ func TestOutputDo(t *testing.T) {
 	defer r.Close()
 	o := NewOutput("pipe", w, 1<<20)
 	for i := range 100 {
-		o.Write(fmt.Appendf(nil, "line %d\n", i))
+		o.Write(fmt.Appendf(nil, "line %d\n", i), 0)
 		o.Do(func() { fmt.Fprintf(w, "done %d\n", i) })
 	}
 	if lost, err := o.Close(context.Background()); lost != 0 || err != nil {

@@ -210,6 +210,24 @@ func (l *line) lost(n uint64, where record.LostWhere) {
 	}
 }
 
+// lostKinds writes of which kinds these are, as far as that is known.
+func (l *line) lostKinds(kinds *[record.Kinds]uint64) {
+	if kinds == nil {
+		return
+	}
+	separator := ": "
+	for kind, n := range kinds {
+		if n == 0 {
+			continue
+		}
+		l.text(separator)
+		l.number(n)
+		l.text(" ")
+		l.text(record.Kind(kind).String())
+		separator = ", "
+	}
+}
+
 // share writes how many ports of how many are taken.
 func (l *line) share(p *record.PortsFields) {
 	l.number(uint64(p.InUse))

@@ -142,10 +142,11 @@ func (o *Output) Broken() <-chan error { return o.broken }
 
 // Write takes one or more lines, each with its newline, all of them or none.
 // It copies them. It returns false where it could not take them: there is no
-// room, the writer is broken, or Close was called.
-func (o *Output) Write(lines []byte) (ok bool) {
+// room for them with so many bytes to spare, the writer is broken, or Close was
+// called.
+func (o *Output) Write(lines []byte, spare int) (ok bool) {
 	for {
-		ok, wait := o.take(lines)
+		ok, wait := o.take(lines, spare)
 		if ok || wait <= 0 {
 			return ok
 		}
@@ -158,13 +159,13 @@ func (o *Output) Write(lines []byte) (ok bool) {
 
 // take is Write without waiting. Where there is no room, it returns for how long
 // it is worth waiting for some.
-func (o *Output) take(lines []byte) (ok bool, wait time.Duration) {
+func (o *Output) take(lines []byte, spare int) (ok bool, wait time.Duration) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.dead || o.closed {
 		return false, 0
 	}
-	if o.kept+len(lines) > o.limit {
+	if o.kept+len(lines)+spare > o.limit {
 		if o.tight.IsZero() {
 			o.tight = time.Now()
 		}

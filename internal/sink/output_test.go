@@ -33,7 +33,7 @@ func numbered(i int) []byte {
 // offer writes n lines, and returns those that were taken.
 func offer(o *Output, n int) (taken [][]byte) {
 	for i := range n {
-		if l := numbered(i); o.Write(l) {
+		if l := numbered(i); o.Write(l, 0) {
 			taken = append(taken, l)
 		}
 	}
@@ -76,7 +76,7 @@ func TestOutputAtOnce(t *testing.T) {
 	defer w.Close()
 	o := NewOutput("pipe", w, 1<<20)
 	for i := range 3 {
-		if !o.Write(numbered(i)) {
+		if !o.Write(numbered(i), 0) {
 			t.Fatal("an idle output took no line")
 		}
 		got := make([]byte, len(numbered(i)))
@@ -90,7 +90,7 @@ func TestOutputAtOnce(t *testing.T) {
 	if lost, err := o.Close(t.Context()); lost != 0 || err != nil {
 		t.Errorf("Close = %d, %v", lost, err)
 	}
-	if o.Write(numbered(0)) {
+	if o.Write(numbered(0), 0) {
 		t.Error("a closed output took a line")
 	}
 }
@@ -287,13 +287,13 @@ func TestOutputBroken(t *testing.T) {
 	defer w.Close()
 	r.Close()
 	o := NewOutput("pipe", w, 1<<20)
-	if !o.Write(numbered(0)) {
+	if !o.Write(numbered(0), 0) {
 		t.Fatal("a new output took no line")
 	}
 	if err := <-o.Broken(); !errors.Is(err, unix.EPIPE) || err.Error() != "pipe: broken pipe" {
 		t.Errorf("Broken delivers %q", err)
 	}
-	if o.Write(numbered(1)) {
+	if o.Write(numbered(1), 0) {
 		t.Error("a broken output took a line")
 	}
 	if lost, err := o.Close(t.Context()); lost != 1 || !errors.Is(err, unix.EPIPE) {
@@ -360,7 +360,7 @@ func BenchmarkOutput(b *testing.B) {
 			b.SetBytes(int64(len(l)))
 			b.ReportAllocs()
 			for b.Loop() {
-				for !o.Write(l) {
+				for !o.Write(l, 0) {
 					runtime.Gosched()
 				}
 			}

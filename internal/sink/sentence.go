@@ -23,6 +23,7 @@ func AppendSentence(b []byte, r *record.Record) []byte {
 	case record.Lost:
 		l.text("lost ")
 		l.lost(r.Lost.Count, r.Lost.Where)
+		l.lostKinds(r.Lost.Kinds)
 		return l.b
 	case record.Summary:
 		sentenceSummary(&l, r.Summary)

@@ -118,6 +118,17 @@ func (t *Text) AppendHeader(b []byte) []byte {
 	return t.finish(&l, l.start, bold)
 }
 
+// Headline is the record of a moment that its line tells: the last says the most,
+// and has the state change too; that its ports were used before is only more about
+// it.
+func Headline(moment []record.Record) []record.Record {
+	last := len(moment) - 1
+	if moment[last].Kind == record.PortReuse && last > 0 {
+		last--
+	}
+	return moment[last : last+1]
+}
+
 // AppendMoment appends the line for the records that one event of the kernel
 // gave: a state change, and what it meant, or either. A connect that failed has
 // further lines beneath, where more is known of it, and so has whatever has a
@@ -126,13 +137,10 @@ func (t *Text) AppendMoment(b []byte, moment []record.Record) []byte {
 	if len(moment) == 0 {
 		return b
 	}
-	// The last record says the most, and has the state change too; that its
-	// ports were used before is only more about it.
-	r := &moment[len(moment)-1]
+	r := &Headline(moment)[0]
 	var reuse *record.ReuseFields
-	if r.Kind == record.PortReuse && len(moment) > 1 {
-		reuse = r.Reuse
-		r = &moment[len(moment)-2]
+	if last := &moment[len(moment)-1]; last != r {
+		reuse = last.Reuse
 	}
 	switch r.Kind {
 	case record.Meta, record.NetNS, record.Counters, record.Summary:
@@ -150,6 +158,7 @@ func (t *Text) AppendMoment(b []byte, moment []record.Record) []byte {
 		l.lost(r.Lost.Count, r.Lost.Where)
 		l.text(" since ")
 		l.time(r.Lost.Since, t.options.Location, time.TimeOnly)
+		l.lostKinds(r.Lost.Kinds)
 		l.text(" ***")
 		return t.finish(&l, painted, boldYellow)
 	}

@@ -122,6 +122,7 @@ func moments() (moments [][]record.Record) {
 	}
 	add(record.Record{Kind: record.Lost, Lost: record.LostFields{Count: 12, Since: start, Where: record.InKernel}})
 	add(record.Record{Kind: record.Lost, Lost: record.LostFields{Count: 1, Since: start, Where: record.InOutput}})
+	add(record.Record{Kind: record.Lost, Lost: record.LostFields{Count: 1708, Since: start, Where: record.InKernel, Kinds: &[record.Kinds]uint64{record.State: 1500, record.Close: 208}}})
 
 	and(state(curl, event.LastAck, event.Close, 26*time.Hour),
 		closed(record.CloseFields{By: record.ByTimeout, Duration: 26 * time.Hour, BytesSent: 1 << 60}))
