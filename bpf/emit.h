@@ -185,6 +185,29 @@ static __always_inline void count_untracked(void)
 		__sync_fetch_and_add(count, 1);
 }
 
+/* Whether a change of state tells more than itself: figures of the connection. */
+static __always_inline bool has_figures(const struct event *e)
+{
+	return e->old == TCP_SYN_SENT || e->new == TCP_ESTABLISHED ||
+	       e->new == TCP_CLOSE;
+}
+
+/* How much of an event goes through the ring: most are short. */
+static __always_inline u64 length(const struct event *e)
+{
+	switch (e->kind) {
+	case EVENT_STATE_CHANGE:
+		if (has_figures(e))
+			break;
+		/* fallthrough */
+	case EVENT_TIME_WAIT_ENTER:
+	case EVENT_TIME_WAIT_REARM:
+	case EVENT_TIME_WAIT_END:
+		return __builtin_offsetof(struct event, began);
+	}
+	return sizeof(*e);
+}
+
 static __always_inline void send(struct event *e, u8 kind)
 {
 	u64 fill = bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA);
@@ -193,7 +216,7 @@ static __always_inline void send(struct event *e, u8 kind)
 
 	e->kind = kind;
 	if ((fill < kernel.state_mark || fill < room_for(e)) &&
-	    !bpf_ringbuf_output(&events, e, sizeof(*e), wakeup(fill)))
+	    !bpf_ringbuf_output(&events, e, length(e), wakeup(fill)))
 		return;
 	key = tells(e);
 	count = bpf_map_lookup_elem(&lost, &key);

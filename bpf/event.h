@@ -69,32 +69,27 @@ struct owner {
 	char comm[16];
 };
 
-/* Addresses are IPv6 or IPv4-mapped; ports are in host order. */
+/*
+ * Addresses are IPv6 or IPv4-mapped; ports are in host order. A short event has
+ * nothing from `began` on (length).
+ */
 struct event {
 	__u64 time; /* CLOCK_MONOTONIC, ns; so are since and began */
 	__u64 sock;
 	__u64 cookie;
 	__u64 netns_cookie;
 	__u64 since; /* the old state began, 0 unknown */
-	__u64 began; /* the handshake; once over, ESTABLISHED; 0 unknown */
-	__u64 bytes_sent;
-	__u64 bytes_received;
-	__u64 location; /* DROP: the code that dropped it */
 	struct owner owner;
 	__u8 local[16];
 	__u8 peer[16];
 	__u32 netns;
-	__u32 tsval;
-	__u32 handshake_us;
-	__u32 errno;  /* positive */
-	__u32 reason; /* of a RST, of a drop */
-	__u32 retransmits;
-	__u32 isn; /* sequence number of the SYN, which NAT leaves as it is */
-	__u32 _pad2;
 	__u16 visited; /* bit n: has been in state n */
 	__u16 family;  /* AF_INET, AF_INET6, 0 unknown */
 	__u16 lport;
 	__u16 pport;
+	/* the local ports that this connect may get, both ends included */
+	__u16 lowest_port;
+	__u16 highest_port;
 	__u8 kind;
 	__u8 old; /* DROP: the state of the sender, 0: it had left */
 	__u8 new; /* DROP: the state of the receiver, 0: it had met none */
@@ -107,10 +102,20 @@ struct event {
 	bool lingers; /* STATE_CHANGE to CLOSE: a small socket is left */
 	__u8 ended;   /* TIME_WAIT_END: enum ended */
 	__u8 packet;  /* DROP: enum packet */
-	/* the local ports that this connect may get, both ends included */
-	__u16 lowest_port;
-	__u16 highest_port;
+	__u32 retransmits;
+
+	__u64 began; /* the handshake; once over, ESTABLISHED; 0 unknown */
+	__u64 bytes_sent;
+	__u64 bytes_received;
+	__u64 location; /* DROP: the code that dropped it */
+	__u32 tsval;
+	__u32 handshake_us;
+	__u32 errno;  /* positive */
+	__u32 reason; /* of a RST, of a drop */
+	__u32 isn; /* sequence number of the SYN, which NAT leaves as it is */
+	__u32 _pad;
 };
 _Static_assert(sizeof(struct event) == 200, "the ring's record");
+_Static_assert(__builtin_offsetof(struct event, began) == 144, "a short one");
 
 #endif /* __EVENT_H__ */

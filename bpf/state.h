@@ -152,17 +152,9 @@ static __always_inline void read_figures(struct event *e, struct sock *sk,
 	}
 }
 
-/* Whether read_figures has something to read. */
-static __always_inline bool has_figures(const struct event *e)
-{
-	return e->old == TCP_SYN_SENT || e->new == TCP_ESTABLISHED ||
-	       e->new == TCP_CLOSE;
-}
-
 static __always_inline bool makes_line(const struct event *e)
 {
-	return e->new == TCP_SYN_SENT || e->old == TCP_SYN_SENT ||
-	       e->new == TCP_ESTABLISHED || e->new == TCP_CLOSE;
+	return e->new == TCP_SYN_SENT || has_figures(e);
 }
 
 static __always_inline void on_state(struct sock *sk, int old, int new,

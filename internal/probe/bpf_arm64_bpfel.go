@@ -49,25 +49,16 @@ type bpfEvent struct {
 	Cookie        uint64
 	NetnsCookie   uint64
 	Since         uint64
-	Began         uint64
-	BytesSent     uint64
-	BytesReceived uint64
-	Location      uint64
 	Owner         bpfOwner
 	Local         [16]uint8
 	Peer          [16]uint8
 	Netns         uint32
-	Tsval         uint32
-	HandshakeUs   uint32
-	Errno         uint32
-	Reason        uint32
-	Retransmits   uint32
-	Isn           uint32
-	Pad2          uint32
 	Visited       uint16
 	Family        uint16
 	Lport         uint16
 	Pport         uint16
+	LowestPort    uint16
+	HighestPort   uint16
 	Kind          uint8
 	Old           uint8
 	New           uint8
@@ -80,8 +71,17 @@ type bpfEvent struct {
 	Lingers       bool
 	Ended         uint8
 	Packet        uint8
-	LowestPort    uint16
-	HighestPort   uint16
+	Retransmits   uint32
+	Began         uint64
+	BytesSent     uint64
+	BytesReceived uint64
+	Location      uint64
+	Tsval         uint32
+	HandshakeUs   uint32
+	Errno         uint32
+	Reason        uint32
+	Isn           uint32
+	Pad           uint32
 }
 
 type bpfFilter struct {

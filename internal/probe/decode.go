@@ -31,7 +31,13 @@ type decoder struct {
 	// comms keeps the strings of names seen, so that a known one costs no
 	// allocation. Bounded by maxComms.
 	comms map[[16]byte]string
+	// whole is room for a short event; what that has not is zero.
+	whole [unsafe.Sizeof(bpfEvent{})]byte
 }
+
+// short is the length of a short event: of a change that tells no more than itself,
+// and of what happens to a TIME_WAIT.
+const short = int(unsafe.Offsetof(bpfEvent{}.Began))
 
 // maxComms bounds the names kept; past it all are forgotten.
 const maxComms = 4096
@@ -56,7 +62,11 @@ func clock(id int32) int64 {
 func (d *decoder) event(e *event.Event, b []byte) error {
 	var r bpfEvent
 	if len(b) < int(unsafe.Sizeof(r)) {
-		return fmt.Errorf("%w: %d bytes, want %d", ErrUndecodable, len(b), unsafe.Sizeof(r))
+		if len(b) != short {
+			return fmt.Errorf("%w: %d bytes, want %d or %d", ErrUndecodable, len(b), short, len(d.whole))
+		}
+		copy(d.whole[:], b)
+		b = d.whole[:]
 	}
 	le := binary.LittleEndian
 	kind := event.Kind(b[unsafe.Offsetof(r.Kind)])

@@ -187,9 +187,24 @@ func TestDecodeShort(t *testing.T) {
 	b := encode(full())
 	e := decoded()
 	for size := range b {
+		if size == short {
+			continue
+		}
 		if err := newDecoder().event(&e, b[:size:size]); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("%d bytes", size)) {
 			t.Errorf("%d bytes: %v", size, err)
 		}
+	}
+	// What a short event lacks is not that of the one before.
+	d, want := newDecoder(), decoded()
+	want.Began, want.Handshake, want.Errno, want.Reason = 0, 0, 0, ""
+	want.BytesSent, want.BytesReceived, want.TSVal, want.ISN = 0, 0, 0, 0
+	for _, b := range [][]byte{b, b[:short:short]} {
+		if err := d.event(&e, b); err != nil {
+			t.Error(err)
+		}
+	}
+	if diff := cmp.Diff(want, e, sameAddrPort); diff != "" {
+		t.Errorf("a short event (-want +got):\n%s", diff)
 	}
 	// The ring pads records to 8 bytes.
 	if err := newDecoder().event(&e, append(b, make([]byte, 8)...)); err != nil {
@@ -313,6 +328,7 @@ func FuzzDecode(f *testing.F) {
 	}
 	f.Add(encode(bpfEvent{Kind: uint8(event.TimeWaitEnter), New: uint8(event.TimeWait), LowestPort: 60999, HighestPort: 1}))
 	f.Add(encode(bpfEvent{Kind: uint8(event.Existing), New: uint8(event.Listen), Family: unix.AF_INET6, Lport: 80}))
+	f.Add(encode(bpfEvent{Kind: uint8(event.StateChange), Old: uint8(event.Established), New: uint8(event.CloseWait)})[:short])
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var e event.Event

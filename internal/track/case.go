@@ -182,16 +182,15 @@ func (t *Tracker) drop(e *event.Event, tell func(moment []record.Record)) {
 	if byTCP && (e.Packet != event.SYN || e.New == event.NewSynRecv) {
 		return
 	}
-	r := about(record.Drop, e)
+	moment, r := appendRecord(t.moment[:0], record.Drop, e)
 	r.Drop = record.DropFields{
 		Packet: e.Packet, Reason: e.Reason, Location: e.Location, NetNS: e.NetNS,
 		Listener: e.New == event.Listen || e.New == event.NewSynRecv,
 	}
 	if e.Address == 0 {
-		t.orient(&r)
+		t.orient(r)
 	}
-	t.moment[0] = r
-	tell(t.moment[:1])
+	tell(moment)
 
 	if byTCP && e.Reason == "" {
 		return // maybe the same: no reason for anything

@@ -9,18 +9,23 @@ import (
 	"github.com/twtrace/twtrace/internal/record"
 )
 
-// reuse tells which earlier use of its ports a connection or attempt that began
-// at the time begin follows; ok is false where none is remembered.
-func (t *Tracker) reuse(e *event.Event, begin int64) (fields record.ReuseFields, ok bool) {
-	if !e.Tuple.Peer.IsValid() || e.Tuple.Local.Port() == 0 || !e.Tuple.Local.Addr().IsValid() {
-		return fields, false
+// reuse finds, in t.reused, which earlier use of its ports a connection or attempt
+// that began at the time begin follows; it returns false where none is remembered.
+func (t *Tracker) reuse(e *event.Event, begin int64) bool {
+	first := uint32(0)
+	if e.Tuple.Peer.IsValid() && e.Tuple.Local.Port() != 0 && e.Tuple.Local.Addr().IsValid() {
+		first = t.uses.heads[pairOf(e.Tuple)]
 	}
-	local := e.Tuple.Local.Addr()
+	if first == 0 {
+		return false
+	}
+	t.reused = record.ReuseFields{}
+	fields, local := &t.reused, e.Tuple.Local.Addr().As16()
 	var same uint32
 	var moved, port *use
-	for n := t.uses.heads[pairOf(e.Tuple)]; n != 0; n = t.uses.at(n).next {
+	for n := first; n != 0; n = t.uses.at(n).next {
 		u := t.uses.at(n)
-		isHere, isLocal := u.netns == e.NetNS, u.local == local.As16()
+		isHere, isLocal := u.netns == e.NetNS, u.local == local
 		switch {
 		case u.ended > e.Clock(): // later, or what is left of this very one
 		case isHere && isLocal:
@@ -52,7 +57,7 @@ func (t *Tracker) reuse(e *event.Event, begin int64) (fields record.ReuseFields,
 	case port != nil:
 		u, fields.Scope, fields.How = port, record.ScopePort, howAfter(port, e)
 	default:
-		return fields, false
+		return false
 	}
 	if u.ended != 0 {
 		fields.After = time.Duration(max(begin-u.ended, 1))
@@ -68,7 +73,7 @@ func (t *Tracker) reuse(e *event.Event, begin int64) (fields record.ReuseFields,
 	if fields.Scope == record.ScopePort {
 		fields.Previous.Local = u.socket().Tuple.Local.Addr()
 	}
-	return fields, true
+	return true
 }
 
 func latest(a, b *use) *use {

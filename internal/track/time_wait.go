@@ -16,12 +16,11 @@ func (t *Tracker) timeWait(e *event.Event, tell func(moment []record.Record)) {
 		if !isNew {
 			return
 		}
-		r := about(record.TimeWaitEnter, e)
+		_, r := appendRecord(t.moment[:0], record.TimeWaitEnter, e)
 		r.State = record.StateFields{Old: e.Old, New: event.TimeWait, Duration: e.InState}
 		if t.config.AllPorts {
 			r.TimeWait.SameDestination = sameDestination
 		}
-		t.moment[0] = r
 	case e.Kind == event.TimeWaitRearm:
 		t.rearm(e)
 		return
@@ -32,10 +31,9 @@ func (t *Tracker) timeWait(e *event.Event, tell func(moment []record.Record)) {
 		if !t.endTimeWait(e) {
 			return
 		}
-		r := about(record.TimeWaitEnd, e)
+		_, r := appendRecord(t.moment[:0], record.TimeWaitEnd, e)
 		r.State = record.StateFields{Old: event.TimeWait, New: event.Close, Duration: e.InState}
 		r.TimeWait = record.TimeWaitFields{Ended: e.Ended, Duration: e.InState, Exact: e.InState > 0}
-		t.moment[0] = r
 	}
 	tell(t.moment[:1])
 }

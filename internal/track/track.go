@@ -50,7 +50,7 @@ type Tracker struct {
 	// the kernel knows.
 	missingUses    []missing
 	missingSockets []uint64
-	// moment is room for what is told.
+	// moment is room for what is told: no event tells more than three records.
 	moment     [3]record.Record
 	reused     record.ReuseFields
 	portsTold  record.PortsFields
@@ -119,7 +119,7 @@ func (t *Tracker) connection(e *event.Event, tell func(moment []record.Record)) 
 	if held, ok := t.held[e.Address]; ok {
 		delete(t.held, e.Address)
 		if held.ResultFollows && e.Kind == event.ConnectResult {
-			moment = append(moment, state(&held))
+			moment, _ = appendChange(moment, record.State, &held)
 		} else {
 			t.release(&held, e, tell)
 		}
@@ -143,7 +143,7 @@ func (t *Tracker) records(moment []record.Record, e *event.Event) []record.Recor
 	case event.StateChange:
 		return t.stateChange(moment, e)
 	case event.ConnectResult:
-		r := about(record.Connect, e)
+		moment, r := appendRecord(moment, record.Connect, e)
 		if e.Started {
 			r.State = record.StateFields{Old: event.SynSent, New: event.Close, Duration: e.InState}
 		}
@@ -151,16 +151,16 @@ func (t *Tracker) records(moment []record.Record, e *event.Event) []record.Recor
 		if r.Connect.Outcome == record.NoLocalPort {
 			r.Ports = t.portsOf(e)
 		}
-		return append(moment, r)
+		return moment
 	case event.SynRetransmit, event.SynAckRetransmit:
 		t.keep(e)
-		r := about(record.SynRetransmit, e)
+		moment, r := appendRecord(moment, record.SynRetransmit, e)
 		r.SYN = record.SYNFields{SynAck: e.Kind == event.SynAckRetransmit, Attempt: e.Retransmits}
-		return append(moment, r)
+		return moment
 	case event.ResetSent, event.ResetReceived:
-		r := about(record.Reset, e)
+		moment, r := appendRecord(moment, record.Reset, e)
 		r.Reset = record.ResetFields{Received: e.Kind == event.ResetReceived, Reason: e.Reason}
-		return append(moment, r)
+		return moment
 	}
 	return moment
 }
@@ -222,68 +222,71 @@ func (t *Tracker) tellChange(e *event.Event, tell func(moment []record.Record)) 
 	t.learn(e, moment)
 }
 
-// about begins a record about the socket of e.
-func about(kind record.Kind, e *event.Event) record.Record {
-	return record.Record{Kind: kind, Time: e.Time, Socket: e.Socket}
+// appendRecord appends a record about the socket of e to a moment, where the caller
+// finishes it: they are large, and to copy them costs most. It has room (Tracker.moment).
+func appendRecord(moment []record.Record, kind record.Kind, e *event.Event) ([]record.Record, *record.Record) {
+	n := len(moment)
+	moment = moment[:n+1]
+	r := &moment[n]
+	*r = record.Record{}
+	r.Kind, r.Time, r.Socket = kind, e.Time, e.Socket
+	return moment, r
 }
 
-func state(e *event.Event) record.Record {
-	r := about(record.State, e)
+// appendChange is appendRecord for what a change of state tells.
+func appendChange(moment []record.Record, kind record.Kind, e *event.Event) ([]record.Record, *record.Record) {
+	moment, r := appendRecord(moment, kind, e)
 	r.State = record.StateFields{Old: e.Old, New: e.New, Duration: e.InState}
-	return r
+	return moment, r
 }
 
 // stateChange tells a change and what it made: a connect that ended, a passive
 // open that is established, a connection that closed.
 func (t *Tracker) stateChange(moment []record.Record, e *event.Event) []record.Record {
-	first := state(e)
-	moment = append(moment, first)
+	moment, _ = appendChange(moment, record.State, e)
 	// A socket that the programs had no room for brings no history.
 	visited := e.Visited.With(e.Old).With(e.New)
-	made := first
 	switch {
 	case e.New == event.Established && visited.Has(event.SynSent),
 		e.New == event.Close && visited.Has(event.SynSent) && !wasEstablished(visited):
-		made.Kind = record.Connect
-		made.Connect = t.connect(e)
-		if made.Connect.Outcome == record.NoLocalPort {
-			made.Ports = t.portsOf(e)
-			break
+		moment, r := appendChange(moment, record.Connect, e)
+		r.Connect = t.connect(e)
+		outcome := r.Connect.Outcome
+		if outcome == record.NoLocalPort {
+			r.Ports = t.portsOf(e)
+			return moment
 		}
-		moment = t.again(append(moment, made), e, e.Clock()-int64(e.Began))
+		moment = t.again(moment, e, e.Clock()-int64(e.Began))
 		if e.New == event.Close {
-			t.closed(e, record.UseEnd{Outcome: made.Connect.Outcome})
+			t.closed(e, record.UseEnd{Outcome: outcome})
 		}
 		return moment
 	case e.New == event.Established && e.Old == event.SynRecv:
-		made.Kind = record.Accept
-		made.Accept = record.AcceptFields{Duration: e.Handshake}
-		return t.again(append(moment, made), e, e.Clock()-int64(e.Handshake))
+		moment, r := appendChange(moment, record.Accept, e)
+		r.Accept = record.AcceptFields{Duration: e.Handshake}
+		return t.again(moment, e, e.Clock()-int64(e.Handshake))
 	case e.New == event.Close && wasEstablished(visited):
-		made.Kind = record.Close
-		made.Close = record.CloseFields{
+		moment, r := appendChange(moment, record.Close, e)
+		r.Close = record.CloseFields{
 			By: closeBy(e), Duration: e.Began,
 			BytesSent: e.BytesSent, BytesReceived: e.BytesReceived,
 			TSValLast: e.TSVal, HasTSValLast: e.HasTSVal,
 		}
-		t.closed(e, record.UseEnd{Close: made.Close.By})
-	default:
+		t.closed(e, record.UseEnd{Close: r.Close.By})
 		return moment
 	}
-	return append(moment, made)
+	return moment
 }
 
 // again appends that a connection or attempt, which began at the time begin, has
 // ports that were used before.
 func (t *Tracker) again(moment []record.Record, e *event.Event, begin int64) []record.Record {
-	fields, ok := t.reuse(e, begin)
-	if !ok {
+	if !t.reuse(e, begin) {
 		return moment
 	}
-	t.reused = fields
-	r := about(record.PortReuse, e)
+	moment, r := appendRecord(moment, record.PortReuse, e)
 	r.Reuse = &t.reused
-	return append(moment, r)
+	return moment
 }
 
 // wasEstablished reports whether a connection got past its handshake; the
