@@ -111,8 +111,9 @@ func until(in *bufio.Reader, f func() error) error {
 	}
 }
 
+const workers = 2
+
 func run(connections int) (c cost, err error) {
-	const workers = 2
 	before, err := cpuTime()
 	if err != nil {
 		return c, err

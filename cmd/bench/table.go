@@ -27,7 +27,7 @@ func table(w io.Writer, results []*result) {
 		}
 		lost := "-"
 		if each := r.tracer.perConnection; each > 0 {
-			lines := float64(each * r.connections)
+			lines := float64(each*r.connections + r.tracer.perListener*load.Listeners*workers)
 			lost = fmt.Sprintf("%.2g %%", 100*(1-median(r.each(func(_, with turn) float64 { return float64(with.lines) }))/lines))
 		}
 		fmt.Fprintf(w, "| %s | %.2f | %.2f (%.2f..%.2f) | %.2f | %s | %s | %.0f | %.0f |\n", r.tracer.name,

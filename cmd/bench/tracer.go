@@ -23,6 +23,7 @@ type tracer struct {
 	// perConnection is how many lines, with loadPort and of these kinds, it prints of a
 	// connection that lost nothing; 0: they are not counted.
 	perConnection int
+	perListener   int            // the same of a listener
 	kinds         *regexp.Regexp // nil: all
 	// silent tracers make OUT when they trace, and no other output.
 	silent bool
@@ -70,21 +71,21 @@ tracepoint:sock:inet_sock_set_state /args->protocol == 6 %s/ {
 func known(twtrace string) []tracer {
 	// Those that every connection has, the close twice. A reused port is chance.
 	kinds := regexp.MustCompile(`"event":"(state|connect|accept|close|time_wait.enter)"`)
-	const everyLine = load.StateChanges + 5
+	const everyLine, everyState = load.StateChanges + 5, 2
 	return []tracer{
 		{name: "twtrace, the tail to /dev/null", command: []string{twtrace, "--ready-file", "OUT"}, silent: true},
-		{name: "twtrace, every kind as JSON", command: []string{twtrace, "-o", "json"}, perConnection: everyLine, kinds: kinds},
-		{name: "twtrace, a log and the tail", command: []string{twtrace, "--log", "OUT"}, perConnection: everyLine, kinds: kinds},
+		{name: "twtrace, every kind as JSON", command: []string{twtrace, "-o", "json"}, perConnection: everyLine, perListener: everyState, kinds: kinds},
+		{name: "twtrace, a log and the tail", command: []string{twtrace, "--log", "OUT"}, perConnection: everyLine, perListener: everyState, kinds: kinds},
 		{
 			name:          "twtrace, no state lines, JSON",
 			command:       []string{twtrace, "-o", "json", "--events", "connect,accept,close,time_wait.enter,time_wait.end,port_reuse,syn_retransmit,drop,reset,port_pressure"},
 			perConnection: everyLine - load.StateChanges, kinds: kinds,
 		},
-		{name: "twtrace serve", command: []string{twtrace, "serve", "--listen", ""}, perConnection: everyLine, kinds: kinds},
-		{name: "tcpstates (libbpf-tools)", command: []string{"tcpstates"}, perConnection: load.StateChanges},
+		{name: "twtrace serve", command: []string{twtrace, "serve", "--listen", ""}, perConnection: everyLine, perListener: everyState, kinds: kinds},
+		{name: "tcpstates (libbpf-tools)", command: []string{"tcpstates"}, perConnection: load.StateChanges, perListener: everyState},
 		{name: "tcplife (libbpf-tools)", command: []string{"tcplife"}, perConnection: 2},
-		{name: "bpftrace, a line a state change", command: []string{"bpftrace", "-e", fmt.Sprintf(script, "")}, perConnection: load.StateChanges},
-		{name: "bpftrace, a line a connection", command: []string{"bpftrace", "-e", fmt.Sprintf(script, "&& args->newstate == 7")}, perConnection: 2},
+		{name: "bpftrace, a line a state change", command: []string{"bpftrace", "-e", fmt.Sprintf(script, "")}, perConnection: load.StateChanges, perListener: everyState},
+		{name: "bpftrace, a line a connection", command: []string{"bpftrace", "-e", fmt.Sprintf(script, "&& args->newstate == 7")}, perConnection: 2, perListener: 1},
 		{name: "conntrack -E", command: []string{"conntrack", "-E", "-p", "tcp", "-o", "timestamp"}, local: true, tracked: true},
 		{name: "tcpdump -w, SYN, FIN and RST", command: []string{"tcpdump", "-i", "lo", "-U", "-w", "OUT", "tcp[tcpflags] & (tcp-syn|tcp-fin|tcp-rst) != 0"}, header: 24, local: true},
 	}
