@@ -283,9 +283,9 @@ func (d *decoder) endKey(key []byte, v *fastjson.Value) {
 
 func (d *decoder) address(v *fastjson.Value) netip.Addr {
 	text := d.text(v)
-	// Nothing of the text is kept, but for a zone.
+	// No line has a zone, which could be any text.
 	addr, err := netip.ParseAddr(string(text))
-	if err != nil {
+	if err != nil || addr.Zone() != "" {
 		d.fail("no address: %q", text)
 	}
 	return addr

@@ -148,6 +148,7 @@ func TestDamaged(t *testing.T) {
 		{`{"schema":"twtrace/1","time":"2026-11-23T04:00:00.123456789Z","seq":-1,"event":"accept"}`, "not a number up to 18446744073709551615: -1"},
 		{`{"schema":"twtrace/1","time":"2026-11-23T04:00:00.123456789Z","seq":0,"event":"verdict"}`, `a verdict line without "verdict"`},
 		{`{"schema":"twtrace/1","time":"2026-11-23T04:00:00.123456789Z","seq":0,"event":"close","network":{"peer":{"address":"x","port":1}}}`, `no address: "x"`},
+		{`{"schema":"twtrace/1","time":"2026-11-23T04:00:00.123456789Z","seq":0,"event":"close","network":{"peer":{"address":"fe80::1%\"\n","port":1}}}`, `no address: "fe80::1%\"\n"`},
 		{`{"schema":"twtrace/1","time":"2026-11-23T04:00:00.123456789Z","seq":0,"event":"close","network":{"peer":{"address":"::1","port":65536}}}`, "not a number up to 65535: 65536"},
 		{strings.Repeat("x", 64<<10), "longer than 64 KiB"},
 		{strings.Repeat("x", 1<<20), "longer than 64 KiB"},
