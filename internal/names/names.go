@@ -27,6 +27,9 @@ type Name struct {
 	Pod, Namespace, PodUID string
 }
 
+// known reports whether it is one. The runtime alone is none.
+func (n Name) known() bool { return n.Container != "" || n.Pod != "" }
+
 const (
 	// patience is how long the first event of a container waits for its name.
 	patience = 200 * time.Millisecond
@@ -227,7 +230,7 @@ func (n *Names) serve(ctx context.Context, r *runtime) {
 		name, ok, _ := r.find(ctx, q.id) // a runtime that is not there does not know it
 		r.slow.Store(time.Since(began) > patience)
 		r.asked.Store(0)
-		if ok {
+		if ok && name.known() {
 			n.found(q.id, name)
 			continue
 		}
@@ -255,6 +258,9 @@ func (n *Names) watch(ctx context.Context, r *runtime) {
 }
 
 func (n *Names) found(id string, name Name) {
+	if !name.known() {
+		return // it is asked for when it matters
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if a, ok := n.known.Get(id); ok && a.waiting > 0 {
