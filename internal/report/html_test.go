@@ -11,9 +11,12 @@ import (
 	"testing"
 	"time"
 	"unicode"
+	"unicode/utf8"
 
 	"golang.org/x/net/html"
 	"gonum.org/v1/plot"
+
+	"github.com/twtrace/twtrace/internal/rendertest"
 )
 
 // hostile is a thread's name that tries to be more than a name.
@@ -187,6 +190,24 @@ func TestHTMLPages(t *testing.T) {
 			checkMarkup(t, page)
 		})
 	}
+}
+
+// FuzzVisible: all that is written to a page can be seen, and what could be before is
+// left as it is.
+func FuzzVisible(f *testing.F) {
+	for _, name := range rendertest.Names {
+		f.Add([]byte(name))
+	}
+	f.Fuzz(func(t *testing.T, page []byte) {
+		got := visible(page)
+		rendertest.Check(t, string(got))
+		if again := visible(got); !bytes.Equal(again, got) {
+			t.Errorf("%q is %q, and that is %q", page, got, again)
+		}
+		if !bytes.ContainsFunc(page, func(r rune) bool { return r == utf8.RuneError || r != '\n' && !unicode.IsPrint(r) }) && !bytes.Equal(got, page) {
+			t.Errorf("%q is %q", page, got)
+		}
+	})
 }
 
 func checkMarkup(t *testing.T, page []byte) {

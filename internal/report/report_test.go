@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -14,12 +15,12 @@ import (
 	"syscall"
 	"testing"
 	"time"
-	"unicode"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/twtrace/twtrace/internal/event"
 	"github.com/twtrace/twtrace/internal/record"
+	"github.com/twtrace/twtrace/internal/rendertest"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -478,24 +479,60 @@ func TestBounded(t *testing.T) {
 	}
 }
 
-// TestHostile: no name in a log can move the cursor of who reads the report.
-func TestHostile(t *testing.T) {
-	var log bytes.Buffer
-	l := newWriter(t, &log)
-	s := socket(1)
-	s.Owner.Comm = "a\x1b[2Jb\u202ec\n"
-	l.write(record.Record{
-		Kind: record.Connect, Socket: s, Connect: record.ConnectFields{Outcome: record.Refused, Errno: syscall.ECONNREFUSED},
-		Verdict: &record.VerdictFields{ID: "refused\x1b[0m", Confidence: record.Certain, Text: "x\x1by", Advice: "a\u2066z"},
-	})
-	l.end()
-	var text bytes.Buffer
-	if err := collect(t, Options{Connection: s.Cookie}, log.Bytes()).WriteText(&text, 0); err != nil {
+// named is the report of a log with a line of a kind whose every text is this one.
+func named(t testing.TB, kind record.Kind, name string) *Report {
+	t.Helper()
+	var log []byte
+	for i, kind := range []record.Kind{record.Meta, kind, record.Summary} {
+		r := rendertest.Record(kind, name)
+		log = r.AppendJSON(log, uint64(i))
+	}
+	reader, err := record.NewReader(bytes.NewReader(log))
+	if err != nil {
 		t.Fatal(err)
 	}
-	if i := strings.IndexFunc(text.String(), func(r rune) bool { return r != '\n' && !unicode.IsPrint(r) }); i >= 0 {
-		t.Errorf("not harmless: %q", text.String()[max(i-20, 0):i+20])
+	defer reader.Close()
+	c := NewCollector(Options{Connection: 1, Filters: []string{name}})
+	for {
+		var r record.Record
+		if err := reader.Read(&r); err == io.EOF {
+			break
+		} else if err == nil { // else it is damaged: a cause without a name
+			c.Add(&r, reader.Raw())
+		}
 	}
+	c.Damage(name, 1, name)
+	c.EndFile(nil, map[string]uint64{name: 1}, map[string]uint64{name: 1})
+	return c.Report()
+}
+
+// FuzzText: no text in a log can move the cursor of who reads the report, or forge a
+// line of it.
+func FuzzText(f *testing.F) {
+	for _, name := range rendertest.Names {
+		for kind := record.Meta; kind < record.Kinds; kind++ {
+			f.Add(name, byte(kind-record.Meta))
+		}
+	}
+	text := func(r *Report) string {
+		var b strings.Builder
+		if err := r.WriteText(&b, math.MaxInt16); err != nil {
+			f.Fatal(err)
+		}
+		return b.String()
+	}
+	var most [record.Kinds]int // lines
+	for kind := record.Meta; kind < record.Kinds; kind++ {
+		most[kind] = strings.Count(text(named(f, kind, "x")), "\n")
+	}
+	f.Fuzz(func(t *testing.T, name string, kind byte) {
+		of := record.Meta + record.Kind(kind)%(record.Kinds-record.Meta)
+		got := text(named(t, of, name))
+		rendertest.Check(t, got)
+		if n := strings.Count(got, "\n"); n > most[of] {
+			t.Errorf("%q: %d lines, want at most %d:\n%s", name, n, most[of], got)
+		}
+	})
 }
 
 func BenchmarkCollect(b *testing.B) {

@@ -278,7 +278,7 @@ func (l *line) percent(p *record.PortsFields) {
 // row begins a row of the summary.
 func (l *line) row(title string) {
 	l.b = append(l.b, '\n')
-	l.start = len(l.b)
+	l.start, l.hidden = len(l.b), 0
 	l.text(title)
 }
 
@@ -301,7 +301,8 @@ func (l *line) counts(counts []uint64, name func(int) string, width int) {
 		l.text(" ")
 		l.number(n)
 		l.text(" ")
-		l.text(name(i))
+		what := name(i)
+		l.name(what, len(what))
 		if width > 0 && l.column()+len(separator) > width {
 			part := string(l.b[at+1:])
 			l.b = l.b[:at]

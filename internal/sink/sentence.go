@@ -16,9 +16,9 @@ func AppendSentence(b []byte, r *record.Record) []byte {
 	switch r.Kind {
 	case record.Meta:
 		l.text("twtrace ")
-		l.text(r.Meta.Version)
+		l.name(r.Meta.Version, len(r.Meta.Version))
 		l.text(" traces Linux ")
-		l.text(r.Meta.Kernel)
+		l.name(r.Meta.Kernel, len(r.Meta.Kernel))
 		return l.b
 	case record.Lost:
 		l.text("lost ")
@@ -38,7 +38,7 @@ func AppendSentence(b []byte, r *record.Record) []byte {
 		separator := "moved "
 		for _, name := range slices.Sorted(maps.Keys(r.Counters.Delta)) {
 			l.text(separator)
-			l.text(name)
+			l.name(name, len(name))
 			l.text(" by ")
 			l.number(r.Counters.Delta[name])
 			separator = ", "
@@ -84,7 +84,7 @@ func AppendSentence(b []byte, r *record.Record) []byte {
 		for v.Inner != nil {
 			v = v.Inner
 		}
-		l.text(v.ID)
+		l.name(v.ID, len(v.ID))
 		l.text(" (")
 		l.text(v.Confidence.String())
 		l.text("): ")

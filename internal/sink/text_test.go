@@ -3,19 +3,20 @@ package sink
 import (
 	"bytes"
 	"fmt"
+	"math"
 	"net/netip"
 	"os"
 	"strings"
 	"testing"
 	"time"
 	"unicode"
-	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/twtrace/twtrace/internal/event"
 	"github.com/twtrace/twtrace/internal/record"
+	"github.com/twtrace/twtrace/internal/rendertest"
 )
 
 // start is 2026-11-23T04:00:00.123456789Z.
@@ -371,58 +372,58 @@ func TestTextPlain(t *testing.T) {
 	}
 }
 
-// FuzzTextComm: a process can call itself what it likes; the tail stays lines of
-// harmless text, and no more of them.
-func FuzzTextComm(f *testing.F) {
-	for _, comm := range []string{"curl", "", "\x1b[2J", "日本語", "\xff\xfe", "a\u0301\u0301", "\u202e\u200b", "\r\n", "👩‍👩‍👧"} {
-		f.Add(comm, 80)
+// FuzzText: a process can call itself what it likes, and so can a container; the tail
+// stays lines of harmless text, and no more of them.
+func FuzzText(f *testing.F) {
+	for _, name := range rendertest.Names {
+		for kind := record.Meta; kind < record.Kinds; kind++ {
+			f.Add(name, byte(kind), true, 80)
+		}
 	}
-	f.Fuzz(func(t *testing.T, comm string, width int) {
-		s := socket("10.0.0.1:1025", "10.0.0.2:80", 1, comm)
-		other := s.Owner
-		other.PID = 2
-		reuse := record.Record{Kind: record.PortReuse, Socket: s, Reuse: &record.ReuseFields{
-			Scope: record.ScopeTuple, How: record.TimeWaitReuse, After: 1, Previous: record.PreviousUse{Owner: other},
-		}}
-		failed := record.ConnectFields{Outcome: record.Refused, Errno: unix.ECONNREFUSED}
-		for _, moment := range [][]record.Record{
-			{{Kind: record.Connect, Socket: s, Connect: failed}},
-			{{Kind: record.Connect, Socket: s, Connect: failed}, reuse},
-			{{Kind: record.Connect, Socket: s, Connect: record.ConnectFields{Outcome: record.Established}}, reuse},
-			{{Kind: record.Connect, Socket: s, Connect: failed, Ports: &record.PortsFields{Holder: &record.PortHolder{Port: 1, Owner: other}}}},
-			{reuse},
-		} {
-			lines := 1
-			if moment[0].Kind == record.Connect && moment[0].Connect.Outcome != record.Established && (len(moment) > 1 || moment[0].Ports != nil) {
-				lines = 2
+	whole := NewText(TextOptions{Containers: true, Location: time.UTC})
+	f.Fuzz(func(t *testing.T, name string, kind byte, reused bool, width int) {
+		named := func(name string) (moment []record.Record) {
+			moment = append(moment, rendertest.Record(record.Meta+record.Kind(kind)%(record.Kinds-record.Meta), name))
+			if reused {
+				moment = append(moment, rendertest.Record(record.PortReuse, name))
 			}
-			for _, options := range []TextOptions{{}, {Width: width}, {Width: width, Timestamps: true, Color: true}} {
-				got := string(NewText(options).AppendMoment([]byte("before"), moment))
-				rest, ok := strings.CutPrefix(got, "before")
-				if !ok {
-					t.Fatalf("%q: what stood before is gone: %q", comm, got)
-				}
-				if n := strings.Count(rest, "\n"); n != lines || !strings.HasSuffix(rest, "\n") {
-					t.Errorf("%q, %d columns: %d lines, want %d: %q", comm, options.Width, n, lines, got)
-				}
-				for line := range strings.Lines(rest) {
-					line = strings.TrimSuffix(line, "\n")
-					for _, color := range []string{red, green, yellow, plain} {
-						line = strings.Replace(line, color, "", 1)
-					}
-					if !utf8.ValidString(line) || strings.ContainsFunc(line, func(r rune) bool { return !unicode.IsPrint(r) }) {
-						t.Errorf("%q, %d columns: %q", comm, options.Width, got)
-					}
-					if n := utf8.RuneCountInString(line); options.Width > 0 && n > options.Width && !strings.ContainsFunc(line, unicode.IsMark) {
-						t.Errorf("%q, %d columns: %d: %q", comm, options.Width, n, got)
-					}
-				}
+			return moment
+		}
+		lines := bytes.Count(whole.AppendMoment(nil, named("")), []byte("\n"))
+		moment := named(name)
+		if lines > 0 && moment[0].Kind != record.Lost && strings.TrimSpace(name) != "" {
+			lines++ // the advice
+		}
+		got := whole.AppendMoment([]byte("before"), moment)
+		rest, ok := bytes.CutPrefix(got, []byte("before"))
+		if !ok {
+			t.Fatalf("%q: what stood before is gone: %q", name, got)
+		}
+		if n := bytes.Count(rest, []byte("\n")); n != lines {
+			t.Errorf("%q: %d lines, want %d: %q", name, n, lines, got)
+		}
+		narrow := NewText(TextOptions{Width: width, Timestamps: true, Containers: true, Location: time.UTC}).AppendMoment(nil, moment)
+		for _, text := range [][]byte{rest, narrow} {
+			rendertest.Check(t, string(text))
+			if len(text) > 0 && text[len(text)-1] != '\n' {
+				t.Errorf("%q: no line: %q", name, text)
 			}
+		}
+		for line := range bytes.Lines(narrow) {
+			if _, n := AppendName(nil, string(line[:len(line)-1]), math.MaxInt); width > 0 && n > width {
+				t.Errorf("%q, %d columns: %d: %q", name, width, n, line)
+			}
+		}
+		sentence := string(AppendSentence(nil, &moment[0]))
+		if rendertest.Check(t, sentence); strings.Contains(sentence, "\n") {
+			t.Errorf("%q: more than a line: %q", name, sentence)
+		}
+		if moment[0].Kind == record.Summary {
+			rendertest.Check(t, string(whole.AppendSummary(nil, &moment[0])))
 		}
 	})
 }
 
-// TestTextAllocations: the tail keeps up with a busy machine.
 func TestTextAllocations(t *testing.T) {
 	text := NewText(TextOptions{Width: 120, Color: true, Timestamps: true})
 	b := make([]byte, 0, 4096)

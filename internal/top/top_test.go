@@ -16,6 +16,7 @@ import (
 
 	"github.com/twtrace/twtrace/internal/event"
 	"github.com/twtrace/twtrace/internal/record"
+	"github.com/twtrace/twtrace/internal/rendertest"
 	"github.com/twtrace/twtrace/internal/track"
 )
 
@@ -454,4 +455,35 @@ func TestQuit(t *testing.T) {
 			t.Errorf("%q does not quit", keys)
 		}
 	}
+}
+
+// FuzzScreens: whatever processes and containers call themselves, the table and the
+// screen stay harmless, and as large as they are.
+func FuzzScreens(f *testing.F) {
+	for _, name := range rendertest.Names {
+		for group := range GroupNames {
+			f.Add(name, byte(group), 80)
+		}
+	}
+	f.Fuzz(func(t *testing.T, name string, group byte, width int) {
+		view := View{Group: Group(int(group) % len(GroupNames))}
+		owner := event.Owner{PID: 666, Cgroup: 666, In: &event.Cgroup{}}
+		rendertest.Fill(&owner, name)
+		c, w := NewCollector(second), new(world)
+		w.hold(1, track.Connection{TimeWait: true}, host, "127.0.0.1:1", "127.0.0.1:2", owner)
+		connects(c, 1, pod, "127.0.0.1:1", "127.0.0.1:2", owner, record.Refused)
+
+		width = int(uint(width) % 300)
+		text := string(w.snapshot(c, view).AppendTable(nil, ByPressure, width))
+		rendertest.Check(t, text)
+		checkText(t, text, width)
+
+		s := &screen{t: t, world: w, count: c}
+		s.model = NewModel(view, ByPressure, false, nil, func(v View) { s.asked = append(s.asked, v) })
+		s.send(tea.WindowSizeMsg{Width: width + 1, Height: 24})
+		s.send(w.snapshot(c, view))
+		rendertest.Check(t, s.text())
+		s.press("enter")
+		rendertest.Check(t, s.text())
+	})
 }
