@@ -15,6 +15,7 @@ import (
 
 	"github.com/twtrace/twtrace/internal/event"
 	"github.com/twtrace/twtrace/internal/owner"
+	"github.com/twtrace/twtrace/internal/rendertest"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -260,4 +261,32 @@ func TestPrivileges(t *testing.T) {
 	if diff := cmp.Diff(want, privileges(1<<unix.CAP_SYS_ADMIN)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
+}
+
+// FuzzText: whatever processes and namespaces are called, and whatever an error
+// quotes, the text is harmless, and has no line that is not ours.
+func FuzzText(f *testing.F) {
+	for _, name := range rendertest.Names {
+		f.Add(name, false)
+		f.Add(name, true)
+	}
+	f.Fuzz(func(t *testing.T, name string, refused bool) {
+		named, owned := healthy(1, name), healthy(2, "")
+		owned.Oldest = event.Owner{PID: 4711, Comm: name}
+		named.Recycle, owned.Recycle = 1, 1
+		found := working(named, owned)
+		found.Kernel, found.Arch, found.Lockdown = name, name, name
+		found.Probes[1] = Probe{Name: "tcp_v4_connect", Via: "fexit", WhyNot: name, Forbidden: true}
+		found.Unseen = errors.Join(errors.New("open "+name), errors.New(name))
+		found.BlindSpots, found.HookBlindSpots = []string{name}, []string{name}
+		if refused {
+			found.Refused, found.Hint = errors.New(name), name
+		}
+		r := found.Report()
+		text := string(r.Text())
+		rendertest.Check(t, text)
+		if n := strings.Count(text, "\n* "); n != len(r.Problems) {
+			t.Errorf("%q: %d problems are told, want %d:\n%s", name, n, len(r.Problems), text)
+		}
+	})
 }

@@ -32,7 +32,7 @@ func (r *Report) Text() []byte {
 
 func (r *Report) writeHead(b *bytes.Buffer) {
 	fact := func(name, format string, args ...any) {
-		fmt.Fprintf(b, "%-11s %s\n", name, fmt.Sprintf(format, args...))
+		fmt.Fprintf(b, "%-11s %s\n", name, printable(fmt.Sprintf(format, args...)))
 	}
 	if r.OK {
 		fact("tracing", "works")
@@ -154,7 +154,7 @@ func (r *Report) writeProblems(b *bytes.Buffer) {
 			continue
 		}
 		fmt.Fprintf(b, "\n* %s\n", printable(p.What))
-		writeWrapped(b, "  why:  ", printable(p.Why))
+		writeWrapped(b, "  why:  ", p.Why)
 		fmt.Fprintf(b, "  hint: %s\n", printable(p.Hint))
 	}
 	told := make(map[string]bool)
@@ -167,18 +167,19 @@ func (r *Report) writeProblems(b *bytes.Buffer) {
 }
 
 // printable replaces what would do something to the terminal: names are chosen by
-// others.
+// others, and errors quote them.
 func printable(text string) string {
 	b, _ := sink.AppendName(nil, text, 1<<20)
 	return string(b)
 }
 
-// writeWrapped writes text after a head, and breaks it between words. What
-// follows the first line stands under its text.
+// writeWrapped writes text after a head, made harmless, and breaks it between words.
+// What follows the first line stands under its text.
 func writeWrapped(b *bytes.Buffer, head, text string) {
 	b.WriteString(head)
 	column := len(head)
 	for i, word := range strings.Fields(text) {
+		word = printable(word)
 		if i > 0 && column+1+len(word) > width {
 			fmt.Fprintf(b, "\n%*s", len(head), "")
 			column = len(head)
