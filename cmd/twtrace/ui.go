@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"strings"
 
@@ -25,10 +26,11 @@ func complain(stderr io.Writer, err error) {
 	}
 }
 
-// say prints one line.
+// say prints one line, made harmless: it may quote what others have chosen.
 func say(stderr io.Writer, format string, args ...any) {
-	line := fmt.Sprintf(format, args...)
-	fmt.Fprintf(stderr, "twtrace: %s\n", strings.ReplaceAll(line, "\n", "; "))
+	line := strings.ReplaceAll(fmt.Sprintf(format, args...), "\n", "; ")
+	text, _ := sink.AppendName(nil, line, math.MaxInt)
+	fmt.Fprintf(stderr, "twtrace: %s\n", text)
 }
 
 func hintFor(err error) string {
