@@ -109,7 +109,8 @@ func parseTime(text string) (int64, error) {
 		return 0, nil
 	}
 	for _, form := range timeForms {
-		if t, err := time.Parse(form, text); err == nil {
+		// What has no number of nanoseconds in 64 bits is in no log.
+		if t, err := time.Parse(form, text); err == nil && time.Unix(0, t.UnixNano()).Equal(t) {
 			return t.UnixNano(), nil
 		}
 	}
