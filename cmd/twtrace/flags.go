@@ -30,7 +30,7 @@ type peerFlags struct {
 
 func (f *peerFlags) register(flags *pflag.FlagSet) {
 	flags.StringVarP(&f.peerPorts, "remote-port", "D", "", "only these remote `ports`")
-	flags.StringSliceVar(&f.addresses, "addr", nil, "only connections with an end in this `network`: 10.0.0.0/8, 2001:db8::1")
+	flags.StringArrayVar(&f.addresses, "addr", nil, "only connections with an end in this `network`: 10.0.0.0/8, 2001:db8::1")
 	flags.BoolVarP(&f.ipv4, "ipv4", "4", false, "only IPv4, on IPv6 sockets too")
 	flags.BoolVarP(&f.ipv6, "ipv6", "6", false, "only IPv6")
 }
@@ -56,7 +56,7 @@ type lineFlags struct {
 }
 
 func (f *lineFlags) register(flags *pflag.FlagSet) {
-	flags.StringSliceVar(&f.events, "events", nil, "only these `kinds` of events: "+strings.Join(socketEvents, ", "))
+	flags.StringArrayVar(&f.events, "events", nil, "only these `kinds` of events: "+strings.Join(socketEvents, ", "))
 	flags.BoolVar(&f.failures, "failures", false, "only connects that failed")
 	flags.Uint32VarP(&f.pid, "pid", "p", 0, "only sockets of this `process`")
 	flags.StringVar(&f.comm, "comm", "", "only sockets of processes with this `name`, as ps -o comm shows it")
@@ -78,11 +78,12 @@ func (f *lineFlags) options(filter *probe.Filter) (o lineOptions, err error) {
 	}
 	filter.PID, filter.Comm, o.failures = f.pid, f.comm, f.failures
 	filter.Container, filter.Pod, filter.Namespace = f.container, f.pod, f.namespace
-	if len(f.events) == 0 {
+	names := items(f.events)
+	if len(names) == 0 {
 		return o, nil
 	}
 	o.kinds = make(map[record.Kind]bool)
-	for _, name := range f.events {
+	for _, name := range names {
 		kind, ok := record.ParseKind(name)
 		if !ok || !kind.AboutSocket() {
 			return o, fmt.Errorf("events %q: must be among %s", name, strings.Join(socketEvents, ", "))
@@ -294,7 +295,7 @@ func (f *peerFlags) parseNetworks(filter *probe.Filter) error {
 	if f.ipv6 {
 		filter.Version = 6
 	}
-	for _, text := range f.addresses {
+	for _, text := range items(f.addresses) {
 		network, err := netip.ParsePrefix(text)
 		if err != nil {
 			address, err := netip.ParseAddr(text)
@@ -304,6 +305,14 @@ func (f *peerFlags) parseNetworks(filter *probe.Filter) error {
 			network = netip.PrefixFrom(address.Unmap(), address.Unmap().BitLen())
 		}
 		filter.Networks = append(filter.Networks, network.Masked())
+	}
+	return nil
+}
+
+// items are those of lists with commas: a flag can be given more than once.
+func items(lists []string) []string {
+	if all := strings.Join(lists, ","); all != "" {
+		return strings.Split(all, ",")
 	}
 	return nil
 }
