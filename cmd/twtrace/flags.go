@@ -302,7 +302,10 @@ func (f *peerFlags) parseNetworks(filter *probe.Filter) error {
 			if err != nil {
 				return fmt.Errorf("address %q: must be an address or a network such as 10.0.0.0/8", text)
 			}
-			network = netip.PrefixFrom(address.Unmap(), address.Unmap().BitLen())
+			network = netip.PrefixFrom(address, address.BitLen())
+		}
+		if mapped := network.Addr(); mapped.Is4In6() && network.Bits() >= 96 {
+			network = netip.PrefixFrom(mapped.Unmap(), network.Bits()-96)
 		}
 		filter.Networks = append(filter.Networks, network.Masked())
 	}
