@@ -76,7 +76,9 @@ func (f *lineFlags) options(filter *probe.Filter) (o lineOptions, err error) {
 	if filter.LocalPorts, err = parsePorts(f.localPorts); err != nil {
 		return o, fmt.Errorf("local port %w", err)
 	}
-	filter.PID, filter.Comm, o.failures = f.pid, f.comm, f.failures
+	// The kernel keeps no more of a name.
+	const longest = 15
+	filter.PID, filter.Comm, o.failures = f.pid, f.comm[:min(len(f.comm), longest)], f.failures
 	filter.Container, filter.Pod, filter.Namespace = f.container, f.pod, f.namespace
 	names := items(f.events)
 	if len(names) == 0 {
