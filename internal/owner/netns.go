@@ -50,8 +50,11 @@ func mounted(mountinfo string) []string {
 	if err != nil {
 		return nil
 	}
-	var mounts []string
-	for line := range strings.Lines(string(text)) {
+	return parseMounts(string(text))
+}
+
+func parseMounts(text string) (mounts []string) {
+	for line := range strings.Lines(text) {
 		fields := strings.Split(line, " ")
 		if len(fields) > 5 && strings.HasPrefix(fields[3], "net:[") {
 			mounts = append(mounts, unescape(fields[4]))

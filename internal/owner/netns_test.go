@@ -56,7 +56,6 @@ func FuzzUnescape(f *testing.F) {
 	for _, path := range []string{"/run/netns/a", "/a b", `/\040`, `\`, "\t\n", `\13`, "\u00a0"} {
 		f.Add(path)
 	}
-	file := filepath.Join(f.TempDir(), "mountinfo")
 	f.Fuzz(func(t *testing.T, path string) {
 		line := mountLine(path)
 		fields := strings.Split(line, " ")
@@ -67,10 +66,7 @@ func FuzzUnescape(f *testing.F) {
 		if strings.Contains(path, "\x00") || path == "" {
 			return
 		}
-		if err := os.WriteFile(file, []byte(rootLine+line), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		if got := mounted(file); !slices.Equal(got, []string{path}) {
+		if got := parseMounts(rootLine + line); !slices.Equal(got, []string{path}) {
 			t.Errorf("%q is found as %q", path, got)
 		}
 	})
