@@ -10,7 +10,7 @@ GO   ?= go
 TAGS := grpcnotrace
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: build run image test deps check generate fresh reproducible host matrix loki vm benchmarks bench vulnerabilities sbom clean
+.PHONY: build run image test deps check generate fresh reproducible host matrix loki vm benchmarks bench fuzz vulnerabilities sbom clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -tags $(TAGS) -trimpath -o twtrace ./cmd/twtrace
@@ -68,6 +68,24 @@ matrix:
 	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && \
 	TWTRACE_TEST_MATRIX=$$dir/matrix $(GO) test -count=1 -run '^TestVerdicts$$' $(if $(SUDO),-exec "$(SUDO) -E") ./cmd/twtrace && \
 	cat "$$dir"/*
+
+# Every fuzz target so often, or for so long as 1m, until one finds something. A run
+# begins with what the last one has learned. Only twtrace's own code guides it: with
+# all that is built in it is several times slower. No part of test, where the targets
+# have their seeds.
+FUZZTIME ?= 100000x
+fuzz:
+	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && \
+	for package in $$($(GO) list -f '{{if .TestGoFiles}}{{.ImportPath}}{{end}}' ./...); do \
+		$(GO) test -c -gcflags="$$($(GO) list -m)/...=-d=libfuzzer" -o "$$dir/test" "$$package" && \
+		cd "$$($(GO) list -f '{{.Dir}}' "$$package")" && \
+		targets=$$("$$dir/test" -test.list '^Fuzz') || exit; \
+		for target in $$targets; do \
+			echo "$$package $$target" && \
+			"$$dir/test" -test.run '^$$' -test.fuzz "^$$target\$$" -test.fuzztime $(FUZZTIME) \
+				-test.fuzzcachedir "$$($(GO) env GOCACHE)/fuzz/$$package" || exit; \
+		done; \
+	done
 
 # What tracing costs, beside other tracers: those that are not installed (Debian's
 # bpftrace, libbpf-tools, conntrack, tcpdump) are left out.
