@@ -42,6 +42,7 @@ type source struct {
 	forgot    bool   // was said
 	event     event.Event
 	netns     map[event.NetNS]*namespace
+	reading   reading         // of counters
 	older     map[uint32]bool // network namespaces that were there at the start; nil: not known
 }
 

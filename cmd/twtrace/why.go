@@ -22,6 +22,10 @@ const (
 	// maxReads bounds how often the counters of a network namespace are read
 	// in a second.
 	maxReads = 10
+	// maxReading is how long counters may be read in one go, and one part of the
+	// time in readingShare how long they may be read for ever.
+	maxReading   = int64(200 * time.Millisecond)
+	readingShare = 10
 	// maxCounts is how many readings of the counters are kept: as far back as
 	// an ordinary connect goes on.
 	maxCounts = 32
@@ -83,11 +87,17 @@ func (s *source) counters(netns event.NetNS, began int64) (verdict.Counters, boo
 		return verdict.Counters{}, false
 	}
 	before := n.before(began)
-	if n.since == before.at && !n.mayCount(now) {
+	may := n.mayCount(now) && s.reading.may(probe.Now())
+	if n.since == before.at && !may {
 		return n.moved, true // told just now
 	}
-	if n.mayCount(now) && !s.count(netns, s.path(netns)) {
-		return verdict.Counters{}, false
+	if may {
+		asked := probe.Now()
+		read := s.count(netns, s.path(netns, s.event.Owner.TID, s.event.Owner.PID))
+		s.reading.spent += probe.Now() - asked
+		if !read {
+			return verdict.Counters{}, false
+		}
 	}
 	n.since = before.at
 	// How full a table was, nobody knows later.
@@ -202,6 +212,20 @@ func (s *source) examine(now int64, end bool) {
 		}
 		s.count(netns, s.path(netns))
 	}
+}
+
+// reading is the time for which counters were read, less what has come back since.
+// Meanwhile no event is read: on a busy machine, where another thread must wait for its
+// turn, much would be lost.
+type reading struct {
+	spent, at int64 // ns
+}
+
+// may reports whether there is some left at the time now.
+func (r *reading) may(now int64) bool {
+	r.spent = max(0, r.spent-(now-r.at)/readingShare)
+	r.at = now
+	return r.spent < maxReading
 }
 
 // mayCount reports whether the counters may be read once more in this second: a storm
