@@ -41,9 +41,10 @@ type source struct {
 	untracked bool   // was said
 	forgot    bool   // was said
 	event     event.Event
-	netns     map[event.NetNS]*namespace
-	reading   reading         // of counters
-	older     map[uint32]bool // network namespaces that were there at the start; nil: not known
+	netns     map[event.NetNS]*namespace // nil: nothing was heard of it for long
+	swept     int64                      // when those were looked for last, on the events' clock
+	reading   reading                    // of counters
+	older     map[uint32]bool            // network namespaces that were there at the start; nil: not known
 }
 
 // A namespace is a network namespace with TCP in it.
@@ -76,6 +77,9 @@ const (
 	maxNamespaces = 64 << 10
 	// settingsAge is how old the settings of a namespace in use may become.
 	settingsAge = int64(10 * time.Second)
+	// namespaceAge is how long what is known of a namespace is kept that nothing is
+	// heard of: most are of pods that are gone.
+	namespaceAge = int64(5 * time.Minute)
 )
 
 // openSource begins to trace, and makes known the sockets that were there
@@ -189,7 +193,7 @@ func (s *source) flush(tell func(moment []record.Record)) {
 // look reads the settings of the event's network namespace where they are not
 // known, or old, and tells them where they are new.
 func (s *source) look(e *event.Event) {
-	n := s.netns[e.NetNS]
+	n, known := s.netns[e.NetNS]
 	now := e.Clock()
 	if n != nil && now-n.looked < settingsAge || e.NetNS.Inode == 0 {
 		return
@@ -198,8 +202,9 @@ func (s *source) look(e *event.Event) {
 		if len(s.netns) >= maxNamespaces {
 			clear(s.netns)
 		}
+		s.sweep(now)
 		n = &namespace{}
-		if s.older != nil && !s.older[e.NetNS.Inode] {
+		if !known && s.older != nil && !s.older[e.NetNS.Inode] {
 			n.counts = []counts{{at: now}} // it began with none
 		}
 		s.netns[e.NetNS] = n
@@ -230,6 +235,19 @@ func (s *source) look(e *event.Event) {
 	said := []record.Record{{Kind: record.NetNS, Time: e.Time, Socket: event.Socket{NetNS: e.NetNS}, Sysctls: &n.sysctls}}
 	s.tell(said)
 	n.line = said[0].Line
+}
+
+// sweep lets go of what is known of namespaces that nothing is heard of.
+func (s *source) sweep(now int64) {
+	if now-s.swept < namespaceAge/10 {
+		return
+	}
+	s.swept = now
+	for netns, n := range s.netns {
+		if n != nil && now-n.looked > namespaceAge {
+			s.netns[netns] = nil
+		}
+	}
 }
 
 // path is where a network namespace can be entered, by a thread or process that may

@@ -203,7 +203,7 @@ func (s *source) examine(now int64, end bool) {
 	}
 	s.suspects = false
 	for netns, n := range s.netns {
-		if !n.suspect {
+		if n == nil || !n.suspect {
 			continue
 		}
 		if !end && now-n.counted() < countersRest {
