@@ -10,7 +10,7 @@ GO   ?= go
 TAGS := grpcnotrace
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: build run image test deps check generate fresh reproducible host matrix loki vm benchmarks bench fuzz vulnerabilities sbom clean
+.PHONY: build run image test deps check generate fresh reproducible host soak matrix loki vm benchmarks bench fuzz vulnerabilities sbom clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -tags $(TAGS) -trimpath -o twtrace ./cmd/twtrace
@@ -57,11 +57,16 @@ reproducible:
 
 # On this kernel. The tests make their own network namespaces. The race detector
 # slows twtrace as much as an emulated processor: fewer connections there, and
-# all of them, the verdicts and the report without it. One package at a time: each has
-# enough to do for two processors.
+# all of them, the verdicts, the report and a minute of the soak without it. One
+# package at a time: each has enough to do for two processors.
 host:
-	TWTRACE_TEST_CONNECTIONS=1000 $(GO) test -race -count=1 -p 1 -timeout 20m -skip '^(TestVerdicts|TestReport$$)' $(if $(SUDO),-exec "$(SUDO) -E") ./...
-	$(GO) test -count=1 -run '^(TestLoad|TestLoss|TestMeetings|TestStalledReader|TestVerdicts|TestVerdictsInNoise|TestReport)$$' $(if $(SUDO),-exec "$(SUDO) -E") ./cmd/twtrace
+	TWTRACE_TEST_CONNECTIONS=1000 $(GO) test -race -count=1 -p 1 -timeout 20m -skip '^(TestVerdicts|TestReport$$|TestSoak$$)' $(if $(SUDO),-exec "$(SUDO) -E") ./...
+	$(GO) test -count=1 -run '^(TestLoad|TestLoss|TestMeetings|TestStalledReader|TestVerdicts|TestVerdictsInNoise|TestReport|TestSoak)$$' $(if $(SUDO),-exec "$(SUDO) -E") ./cmd/twtrace
+
+# Half an hour at 2,000 connections a second, with pods coming and going: what twtrace
+# takes meanwhile, and what it tells of them.
+soak:
+	TWTRACE_TEST_SOAK=30m $(GO) test -count=1 -v -timeout 1h -run '^TestSoak$$' $(if $(SUDO),-exec "$(SUDO) -E") ./cmd/twtrace
 
 # What the scenarios of the lab are told as, on this kernel: for docs/verdicts.md.
 matrix:

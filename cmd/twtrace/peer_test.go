@@ -108,6 +108,7 @@ var peers = map[string]func(args []string) error{
 		}
 		return expect(s.connect(args[0]), unix.EACCES)
 	},
+	"pod": func([]string) error { return beat() },
 	"exit-7": func([]string) error {
 		os.Exit(7)
 		return nil

@@ -857,15 +857,28 @@ func kernelAccount() (a account, err error) {
 			a.waiting++
 		}
 	}
-	counters, err := os.ReadFile("/proc/thread-self/net/netstat")
-	if err != nil {
-		return a, err
-	}
-	rows := strings.Split(string(counters), "\n")
-	for i, name := range strings.Fields(rows[0]) {
-		if name == "TWRecycled" {
-			a.recycled, err = strconv.Atoi(strings.Fields(rows[1])[i])
+	counters, err := kernelCounters()
+	a.recycled = counters["TcpExt: TWRecycled"]
+	return a, err
+}
+
+// kernelCounters are those of the current network namespace, by the kernel's names.
+func kernelCounters() (map[string]int, error) {
+	counters := make(map[string]int)
+	for _, name := range []string{"snmp", "netstat"} {
+		text, err := os.ReadFile("/proc/thread-self/net/" + name)
+		if err != nil {
+			return nil, err
+		}
+		rows := strings.Split(strings.TrimSpace(string(text)), "\n")
+		for i := 0; i+1 < len(rows); i += 2 {
+			names, values := strings.Fields(rows[i]), strings.Fields(rows[i+1])
+			for j := 1; j < len(values); j++ {
+				if counters[names[0]+" "+names[j]], err = strconv.Atoi(values[j]); err != nil {
+					return nil, fmt.Errorf("%s: %s: %w", name, names[j], err)
+				}
+			}
 		}
 	}
-	return a, err
+	return counters, nil
 }

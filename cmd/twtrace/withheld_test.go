@@ -125,7 +125,7 @@ func watchWithheld() *withheld {
 		errs := []error{w.write("options/record-tgid", "1")}
 		for _, event := range []string{
 			"sock/inet_sock_set_state", "tcp/tcp_destroy_sock", "tcp/tcp_retransmit_skb", "tcp/tcp_retransmit_synack",
-			"tcp/tcp_send_reset", "tcp/tcp_receive_reset",
+			"tcp/tcp_send_reset", "tcp/tcp_receive_reset", "timer/timer_expire_entry",
 		} {
 			errs = append(errs, w.write("events/"+event+"/filter", filter), w.write("events/"+event+"/enable", "1"))
 		}
@@ -142,6 +142,9 @@ func (w *withheld) write(file, text string) error {
 func (w *withheld) stop() (events []string, err error) {
 	text, err := os.ReadFile(filepath.Join(w.dir, "trace"))
 	for line := range strings.Lines(string(text)) {
+		if strings.Contains(line, " timer_expire_entry: ") && !strings.Contains(line, "=tw_timer_handler ") {
+			continue // not a TIME_WAIT's
+		}
 		// The thread's process stands behind it, in brackets.
 		if _, rest, found := strings.Cut(line, "("); found && strings.HasPrefix(strings.TrimSpace(rest), "1) ") {
 			events = append(events, strings.TrimSpace(line))
