@@ -313,8 +313,8 @@ func (s *source) lost() (lost probe.Loss, err error) {
 	return lost, nil
 }
 
-// told are the kinds of lines that lost events would have told.
-var told = [event.TellsKinds]record.Kind{
+// lineOf is the kind of line that a lost event would have told.
+var lineOf = [event.TellsKinds]record.Kind{
 	event.TellsState:         record.State,
 	event.TellsConnect:       record.Connect,
 	event.TellsAccept:        record.Accept,
@@ -329,7 +329,7 @@ var told = [event.TellsKinds]record.Kind{
 // inKernel tells what was lost since before, if anything was.
 func inKernel(lost, before probe.Loss) (fields record.LostFields, ok bool) {
 	fields = record.LostFields{Count: lost.Total() - before.Total(), Where: record.InKernel}
-	for tells, kind := range told {
+	for tells, kind := range lineOf {
 		n := lost.Events[tells] - before.Events[tells]
 		if n == 0 || kind == 0 {
 			continue
