@@ -80,13 +80,12 @@ func readLogs(t *testing.T, files []string) []byte {
 	return all
 }
 
-// until waits for something that is seen by asking: for longer than a TIME_WAIT that
-// ended unseen is believed in.
+// until waits for something that is seen by asking.
 func until(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(3 * time.Minute); !done(); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); !done(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("%s: not within three minutes", what)
+			t.Fatalf("%s: not within two minutes", what)
 		}
 	}
 }

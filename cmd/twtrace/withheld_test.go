@@ -138,8 +138,14 @@ func (w *withheld) write(file, text string) error {
 	return os.WriteFile(filepath.Join(w.dir, file), []byte(text), 0)
 }
 
-// stop ends the watch and returns what it saw, a line an event.
+// stop ends the watch and returns what it saw.
 func (w *withheld) stop() (events []string, err error) {
+	events, err = w.seen()
+	return events, errors.Join(w.err, err, os.Remove(w.dir))
+}
+
+// seen returns what it saw so far, a line an event.
+func (w *withheld) seen() (events []string, err error) {
 	text, err := os.ReadFile(filepath.Join(w.dir, "trace"))
 	for line := range strings.Lines(string(text)) {
 		if strings.Contains(line, " timer_expire_entry: ") && !strings.Contains(line, "=tw_timer_handler ") {
@@ -150,5 +156,5 @@ func (w *withheld) stop() (events []string, err error) {
 			events = append(events, strings.TrimSpace(line))
 		}
 	}
-	return events, errors.Join(w.err, err, os.Remove(w.dir))
+	return events, err
 }
