@@ -81,7 +81,7 @@ func readLogs(t *testing.T, files []string) []byte {
 }
 
 // until waits for something that is seen by asking.
-func until(t *testing.T, what string, done func() bool) {
+func until(t testing.TB, what string, done func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(2 * time.Minute); !done(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {

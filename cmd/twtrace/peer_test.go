@@ -1,12 +1,13 @@
 package main
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"strconv"
 	"testing"
@@ -90,6 +91,34 @@ var peers = map[string]func(args []string) error{
 		}
 		return expect(s.connect(args[0]), unix.ECONNREFUSED)
 	},
+	// connect once in each of so many children, child-0 and on, which exit at
+	// once, and tell their pids. They stay zombies until all are there.
+	"connect-in-children": func(args []string) error {
+		port, err := strconv.Atoi(args[1])
+		if err != nil {
+			return err
+		}
+		children, err := strconv.Atoi(args[2])
+		if err != nil {
+			return err
+		}
+		to := unix.RawSockaddrInet4{Family: unix.AF_INET, Addr: netip.MustParseAddr(args[0]).As4()}
+		binary.BigEndian.PutUint16((*[2]byte)(unsafe.Pointer(&to.Port))[:], uint16(port))
+		for i := range children {
+			name := fmt.Appendf(nil, "child-%d\x00", i)
+			pid, errno := forkAndConnect(name, &to)
+			if errno != 0 {
+				return os.NewSyscallError("clone", errno)
+			}
+			fmt.Println(pid)
+		}
+		for range children {
+			if _, err := unix.Wait4(-1, nil, 0, nil); err != nil {
+				return err
+			}
+		}
+		return nil
+	},
 	// be forbidden to connect, by a cgroup's program or by Landlock.
 	"denied": func(args []string) error {
 		s, err := newSocket(unix.AF_INET)
@@ -115,6 +144,22 @@ var peers = map[string]func(args []string) error{
 	},
 }
 
+// forkAndConnect forks a child without Go: it does nothing but raw system calls.
+//
+//go:norace
+func forkAndConnect(name []byte, to *unix.RawSockaddrInet4) (pid uintptr, errno unix.Errno) {
+	pid, _, errno = unix.RawSyscall6(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
+	if pid != 0 || errno != 0 {
+		return pid, errno
+	}
+	unix.RawSyscall(unix.SYS_PRCTL, unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name[0])), 0)
+	fd, _, _ := unix.RawSyscall(unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_TCP)
+	unix.RawSyscall(unix.SYS_CONNECT, fd, uintptr(unsafe.Pointer(to)), unsafe.Sizeof(*to))
+	for {
+		unix.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
+	}
+}
+
 func reusePort(s socket) error { return s.set(unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) }
 
 // hold tells that it is ready, and waits.
@@ -131,17 +176,8 @@ func init() {
 	}
 }
 
-// envCgroup is the directory of the control group that a peer runs in.
-const envCgroup = "TWTRACE_TEST_CGROUP"
-
 // runPeer runs a peer under a comm of its own.
 func runPeer(comm string, args []string) int {
-	if cgroup := os.Getenv(envCgroup); cgroup != "" {
-		if err := os.WriteFile(filepath.Join(cgroup, "cgroup.procs"), []byte("0"), 0); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-	}
 	name := append([]byte(comm), 0)
 	if err := unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name[0])), 0, 0, 0); err != nil {
 		fmt.Fprintln(os.Stderr, err)
