@@ -76,7 +76,7 @@ func TestTableFull(t *testing.T) {
 	}
 	tr.await("the connect", func(l line) bool { return l.Event == "connect" && l.Connect.Outcome == "refused" })
 	checkLog(t, tr.stop())
-	if want := "the table of sockets is full"; !strings.Contains(tr.stderr.String(), want) {
+	if want := "no room for more sockets"; !strings.Contains(tr.stderr.String(), want) {
 		t.Errorf("stderr does not tell that %s: %s", want, &tr.stderr)
 	}
 }

@@ -297,7 +297,7 @@ func (s *source) lost() (lost probe.Loss, err error) {
 	}
 	if untracked > 0 && !s.untracked {
 		s.untracked = true
-		s.warn("the table of sockets is full: further sockets have no owner")
+		s.warn("no room for more sockets, in their tables or in memory: further ones have no owner")
 	}
 	// A table without room for all would have the rest ended.
 	// A state alone is in the history that later events bring.
