@@ -722,56 +722,60 @@ func startExpiry(t *testing.T) func(t *testing.T) {
 // told are those that the kernel counts and lists, at every checkpoint.
 func TestTimeWaitAccount(t *testing.T) {
 	needRoot(t)
-	const checkpoints = 5
 	for _, tier := range tiers() {
 		t.Run(tier, func(t *testing.T) {
 			needTier(t, tier)
-			n := newNetNS(t)
-			// Ports enough for all, few enough to be used again.
-			if err := n.do(func() error {
-				ports := fmt.Sprintf("20000 %d", 20000+connections(t)*3/10)
-				return errors.Join(sysctl("ipv4/ip_local_port_range", ports), sysctl("ipv4/tcp_tw_reuse", "1"))
-			}); err != nil {
-				t.Fatal(err)
-			}
-			tr := trace(t, "-o", "json", "--probe-tier", tier, "--netns", fmt.Sprint(n.inode), "--events", "time_wait.enter,time_wait.end")
-			seed := uint64(time.Now().UnixNano())
-			t.Logf("seed %d", seed)
-			random := rand.New(rand.NewPCG(seed, 0))
-			for checkpoint := range checkpoints {
-				if checkpoint == checkpoints/2 {
-					time.Sleep(2100 * time.Millisecond) // the kernel reuses none younger than a second
-				}
-				each := connections(t) / 2 / checkpoints
-				if err := n.do(func() error { return mix(random, each) }); err != nil {
-					t.Fatal(err)
-				}
-				if err := n.do(load.Settle); err != nil {
-					t.Fatal(err)
-				}
-				var want account
-				if err := n.do(func() (err error) {
-					want, err = kernelAccount()
-					return err
-				}); err != nil {
-					t.Fatal(err)
-				}
-				var got account
-				for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
-					if got = accountOf(tr.sofar()); got.agrees(want) {
-						break
-					}
-				}
-				if !got.agrees(want) {
-					t.Errorf("told %+v, the kernel says %+v", got, want)
-				}
-			}
-			lines := tr.stop()
-			checkLog(t, lines)
-			if got := accountOf(lines); got.recycled == 0 || got.accepted == 0 {
-				t.Errorf("%+v: the mix had nothing of something", got)
-			}
+			undisturbed(t, func(t testing.TB) { testTimeWaitAccount(t, tier) })
 		})
+	}
+}
+
+func testTimeWaitAccount(t testing.TB, tier string) {
+	const checkpoints = 5
+	n := newNetNS(t)
+	// Ports enough for all, few enough to be used again.
+	if err := n.do(func() error {
+		ports := fmt.Sprintf("20000 %d", 20000+connections(t)*3/10)
+		return errors.Join(sysctl("ipv4/ip_local_port_range", ports), sysctl("ipv4/tcp_tw_reuse", "1"))
+	}); err != nil {
+		t.Fatal(err)
+	}
+	tr := trace(t, "-o", "json", "--probe-tier", tier, "--netns", fmt.Sprint(n.inode), "--events", "time_wait.enter,time_wait.end")
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	for checkpoint := range checkpoints {
+		if checkpoint == checkpoints/2 {
+			time.Sleep(2100 * time.Millisecond) // the kernel reuses none younger than a second
+		}
+		each := connections(t) / 2 / checkpoints
+		if err := n.do(func() error { return mix(random, each) }); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.do(load.Settle); err != nil {
+			t.Fatal(err)
+		}
+		var want account
+		if err := n.do(func() (err error) {
+			want, err = kernelAccount()
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		var got account
+		for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+			if got = accountOf(tr.sofar()); got.agrees(want) {
+				break
+			}
+		}
+		if !got.agrees(want) {
+			t.Errorf("told %+v, the kernel says %+v", got, want)
+		}
+	}
+	lines := tr.stop()
+	checkLog(t, lines)
+	if got := accountOf(lines); got.recycled == 0 || got.accepted == 0 {
+		t.Errorf("%+v: the mix had nothing of something", got)
 	}
 }
 

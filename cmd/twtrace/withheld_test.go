@@ -125,7 +125,7 @@ func watchWithheld() *withheld {
 		errs := []error{w.write("options/record-tgid", "1")}
 		for _, event := range []string{
 			"sock/inet_sock_set_state", "tcp/tcp_destroy_sock", "tcp/tcp_retransmit_skb", "tcp/tcp_retransmit_synack",
-			"tcp/tcp_send_reset", "tcp/tcp_receive_reset", "timer/timer_expire_entry",
+			"tcp/tcp_send_reset", "tcp/tcp_receive_reset", "timer/timer_start", "timer/timer_expire_entry",
 		} {
 			errs = append(errs, w.write("events/"+event+"/filter", filter), w.write("events/"+event+"/enable", "1"))
 		}
@@ -148,7 +148,7 @@ func (w *withheld) stop() (events []string, err error) {
 func (w *withheld) seen() (events []string, err error) {
 	text, err := os.ReadFile(filepath.Join(w.dir, "trace"))
 	for line := range strings.Lines(string(text)) {
-		if strings.Contains(line, " timer_expire_entry: ") && !strings.Contains(line, "=tw_timer_handler ") {
+		if strings.Contains(line, " timer_") && !strings.Contains(line, "=tw_timer_handler ") {
 			continue // not a TIME_WAIT's
 		}
 		// The thread's process stands behind it, in brackets.
