@@ -590,6 +590,31 @@ func TestReconcile(t *testing.T) {
 	}
 }
 
+// TestReconcileOld: a TIME_WAIT whose end the programs never saw stays in their
+// tables. It is not taken for alive again with every look at them.
+func TestReconcileOld(t *testing.T) {
+	for inState, want := range map[time.Duration]int{time.Minute: 1, 3 * time.Minute: 0} {
+		tracker := New(Config{AllPorts: true, ResultsSeen: true})
+		enter := life(0)[5]
+		if err := tracker.Reconcile(func(found func(*event.Event)) error {
+			e := event.Event{Kind: event.Existing, Mono: int64(time.Hour), Socket: enter.Socket, New: event.TimeWait, InState: inState, Active: true}
+			found(&e)
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		waiting := 0
+		for c := range tracker.Connections(int64(time.Hour)) {
+			if c.TimeWait {
+				waiting++
+			}
+		}
+		if waiting != want {
+			t.Errorf("after %s: %d in TIME_WAIT, want %d", inState, waiting, want)
+		}
+	}
+}
+
 // tables hands over what the kernel programs' tables hold.
 func (k *kernel) tables(found func(*event.Event)) error {
 	for _, c := range k.conns {

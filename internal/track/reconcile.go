@@ -31,8 +31,9 @@ func (t *Tracker) Reconcile(tables func(found func(*event.Event)) error) error {
 		n := t.uses.find(e.NetNS, e.Tuple)
 		// From TIME_WAIT none goes back to FIN_WAIT2: that is another.
 		known := n != 0 && (t.uses.at(n).stage == inTimeWait) == (e.New == event.TimeWait)
-		if !known && e.New == event.TimeWait {
-			// That it began was lost, or is still to be read.
+		if !known && e.New == event.TimeWait && int64(e.InState) <= stale {
+			// That it began was lost, or is still to be read. Of an older one that
+			// it ended was: it stays in the kernel's tables.
 			if entered := e.Clock() - int64(e.InState); n == 0 || entered > t.uses.at(n).left {
 				n = t.enter(n, e, entered, e.Active)
 				if known = n != 0; known {
