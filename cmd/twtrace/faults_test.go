@@ -413,9 +413,12 @@ func TestEmptied(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.end()
-	until(t, "the TIME_WAITs end", func() bool { return len(of(tr.sofar(), "time_wait.end")) == 2 })
+	until(t, "the TIME_WAITs end", func() bool { return len(of(tr.sofar(), "time_wait.end")) >= 2 })
 	lines := tr.stop()
 	checkLog(t, lines)
+	// Another network namespace can have the inode by now.
+	ours := lines[slices.IndexFunc(lines, func(l line) bool { return l.Event == "state" })].NetNSCookie
+	lines = slices.DeleteFunc(lines, func(l line) bool { return l.NetNSCookie != ours })
 	s := scenario{
 		kinds: []string{"connect", "close", "time_wait.enter", "time_wait.end"},
 		want: []string{

@@ -217,16 +217,17 @@ func TestSlowDisk(t *testing.T) {
 	tr := trace(t, "-o", "json", "--netns", strconv.Itoa(int(n.inode)), "--log", log)
 	release()
 	throttle(slow)
-	// More than waits, and more than the disk takes meanwhile.
-	for size := int64(0); size < 16<<20; {
-		if err := churn(n, 500); err != nil {
+	// More than waits, and more than the disk takes meanwhile; each round is read
+	// before the next.
+	for rounds, size := 1, 0; size < 16<<20; rounds++ {
+		if err := errors.Join(churn(n, 500), n.do(refused)); err != nil {
 			t.Fatal(err)
 		}
-		info, err := os.Stat(tr.stdout)
-		if err != nil {
-			t.Fatal(err)
-		}
-		size = info.Size()
+		until(t, "the round is read", func() bool {
+			data, err := os.ReadFile(tr.stdout)
+			size = len(data)
+			return err == nil && bytes.Count(data, []byte(`"outcome":"refused"`)) == rounds
+		})
 	}
 	throttle(fast)
 	until(t, "the loss is told in the log", func() bool {
