@@ -170,13 +170,8 @@ func TestKernelTooOld(t *testing.T) {
 func TestClosedPipe(t *testing.T) {
 	needRoot(t)
 	n := newNetNS(t)
-	reader, writer, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
 	log := filepath.Join(t.TempDir(), "events.jsonl")
-	tr := traceTo(t, writer, "--log", log)
-	writer.Close()
+	tr, reader := tracePiped(t, "--log", log)
 	reader.Close()
 	if err := n.do(func() error { return attempt(unix.AF_INET, "127.0.0.1:1", unix.ECONNREFUSED) }); err != nil {
 		t.Fatal(err)
@@ -198,13 +193,7 @@ func TestSlowReader(t *testing.T) {
 		t.Skip("does not depend on the kernel")
 	}
 	n := newNetNS(t)
-	reader, writer, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer reader.Close()
-	tr := traceTo(t, writer, "-o", "json", "--netns", strconv.Itoa(int(n.inode)))
-	writer.Close()
+	tr, reader := tracePiped(t, "-o", "json", "--netns", strconv.Itoa(int(n.inode)))
 	const want = 500 // connections: some megabytes, less than are kept
 	if err := churn(n, want); err != nil {
 		t.Fatal(err)
@@ -238,14 +227,8 @@ func TestSlowReader(t *testing.T) {
 func TestStalledReader(t *testing.T) {
 	needRoot(t)
 	n := newNetNS(t)
-	reader, writer, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer reader.Close()
 	log := filepath.Join(t.TempDir(), "events.jsonl")
-	tr := traceTo(t, writer, "-o", "json", "--netns", strconv.Itoa(int(n.inode)), "--log", log)
-	writer.Close()
+	tr, reader := tracePiped(t, "-o", "json", "--netns", strconv.Itoa(int(n.inode)), "--log", log)
 	want := connections(t)
 	if err := churn(n, want); err != nil {
 		t.Fatal(err)
@@ -284,14 +267,8 @@ func TestLateReader(t *testing.T) {
 		t.Skip("does not depend on the kernel")
 	}
 	n := newNetNS(t)
-	reader, writer, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer reader.Close()
 	log := filepath.Join(t.TempDir(), "events.jsonl")
-	tr := traceTo(t, writer, "-o", "json", "--netns", strconv.Itoa(int(n.inode)), "--log", log)
-	writer.Close()
+	tr, reader := tracePiped(t, "-o", "json", "--netns", strconv.Itoa(int(n.inode)), "--log", log)
 	// More than is kept; the connects among it are less.
 	const want = 1_600
 	if err := churn(n, want); err != nil {

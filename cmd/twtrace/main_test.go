@@ -100,6 +100,18 @@ func trace(t testing.TB, args ...string) *tracer {
 	return tr
 }
 
+// tracePiped is trace with a pipe for stdout, which nobody reads but who calls it.
+func tracePiped(t testing.TB, args ...string) (tr *tracer, stdout *os.File) {
+	t.Helper()
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { reader.Close() })
+	defer writer.Close()
+	return traceTo(t, writer, args...), reader
+}
+
 // traceTo is trace with another stdout.
 func traceTo(t testing.TB, stdout *os.File, args ...string) *tracer {
 	t.Helper()
