@@ -180,8 +180,18 @@ func (t *Tracer) createMaps(config Config) error {
 	if err := t.configure(config, uint32(size)); err != nil {
 		return err
 	}
-	spec := t.spec.Copy()
-	spec.Programs = nil
+	// A table takes time to make, also where nothing is put there.
+	if !config.Filter.ByContainer() {
+		t.spec.Maps["unwanted"].MaxEntries = 1
+	}
+	if !config.Filter.Descendants {
+		t.spec.Maps["traced"].MaxEntries = 1
+	}
+	spec := t.part()
+	spec.Variables = t.spec.Variables // become the contents of .rodata
+	for name, table := range t.spec.Maps {
+		spec.Maps[name] = table.Copy()
+	}
 	delete(spec.Maps, "holders") // made where it is used, as large as it must be
 	collection, err := ebpf.NewCollection(spec)
 	if err != nil {
@@ -335,15 +345,27 @@ func (t *Tracer) Close() error {
 	return errors.Join(errs...)
 }
 
+// part returns a collection of nothing, to take in what is to be loaded of all: a copy
+// of all takes longer than to load a program.
+func (t *Tracer) part() *ebpf.CollectionSpec {
+	return &ebpf.CollectionSpec{
+		Maps: make(map[string]*ebpf.MapSpec), Programs: make(map[string]*ebpf.ProgramSpec),
+		Types: t.spec.Types, ByteOrder: t.spec.ByteOrder,
+	}
+}
+
 // load loads one program, with the maps that were made and with more.
 func (t *Tracer) load(name string, more map[string]*ebpf.Map) (*ebpf.Program, error) {
-	spec := t.spec.Copy()
-	spec.Programs = map[string]*ebpf.ProgramSpec{name: spec.Programs[name]}
+	spec := t.part()
+	spec.Programs[name] = t.spec.Programs[name].Copy()
 	replacements := maps.Clone(t.maps)
 	maps.Copy(replacements, more)
-	for m := range spec.Maps {
-		if replacements[m] == nil {
-			delete(spec.Maps, m)
+	used := spec.Programs[name].Instructions.ReferenceOffsets()
+	for m := range replacements {
+		if _, ok := used[m]; ok {
+			spec.Maps[m] = t.spec.Maps[m]
+		} else {
+			delete(replacements, m)
 		}
 	}
 	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
