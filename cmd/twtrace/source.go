@@ -130,8 +130,14 @@ func (s *source) adopt() error {
 	if err != nil {
 		return err
 	}
+	cgroups := make(map[uint32]uint64) // by process: one can have many sockets
 	for inode, holder := range holders {
-		holder.Cgroup = s.who.cgroups.Of(holder.PID)
+		cgroup, ok := cgroups[holder.PID]
+		if !ok {
+			cgroup = s.who.cgroups.Of(holder.PID)
+			cgroups[holder.PID] = cgroup
+		}
+		holder.Cgroup = cgroup
 		holders[inode] = holder
 	}
 	netns, err := owner.NetNS("/proc")

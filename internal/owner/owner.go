@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/twtrace/twtrace/internal/event"
 )
 
@@ -68,18 +70,23 @@ func processes(proc string) ([]int, error) {
 
 // sockets returns the inodes of the sockets that a process holds open.
 func sockets(dir string) []uint64 {
-	fds := filepath.Join(dir, "fd")
-	entries, err := os.ReadDir(fds)
+	fds, err := os.Open(filepath.Join(dir, "fd"))
+	if err != nil {
+		return nil
+	}
+	defer fds.Close()
+	names, err := fds.Readdirnames(-1)
 	if err != nil {
 		return nil
 	}
 	var inodes []uint64
-	for _, entry := range entries {
-		target, err := os.Readlink(filepath.Join(fds, entry.Name()))
+	var target [64]byte // enough for what is looked for
+	for _, name := range names {
+		n, err := unix.Readlinkat(int(fds.Fd()), name, target[:])
 		if err != nil {
 			continue
 		}
-		if inode, ok := bracketed(target, "socket:["); ok {
+		if inode, ok := bracketed(string(target[:n]), "socket:["); ok {
 			inodes = append(inodes, inode)
 		}
 	}

@@ -72,14 +72,19 @@ func (t *Tracer) loadIterator(holders map[uint64]event.Owner) (*ebpf.Program, *e
 }
 
 func fill(owners *ebpf.Map, holders map[uint64]event.Owner) error {
+	if len(holders) == 0 {
+		return nil
+	}
+	keys, values := make([]uint64, 0, len(holders)), make([]bpfOwner, 0, len(holders))
 	for inode, owner := range holders {
 		value := bpfOwner{Cgroup: owner.Cgroup, Pid: owner.PID, Uid: owner.UID}
 		for i := range min(len(owner.Comm), len(value.Comm)-1) {
 			value.Comm[i] = int8(owner.Comm[i])
 		}
-		if err := owners.Put(inode, value); err != nil {
-			return fmt.Errorf("fill the table of holders: %w", err)
-		}
+		keys, values = append(keys, inode), append(values, value)
+	}
+	if _, err := owners.BatchUpdate(keys, values, nil); err != nil {
+		return fmt.Errorf("fill the table of holders: %w", err)
 	}
 	return nil
 }
