@@ -227,8 +227,8 @@ func (s *source) look(e *event.Event) {
 	if err != nil {
 		return // gone, or not ours to see: nothing is told
 	}
-	if cookie != 0 && e.NetNS.Cookie != 0 && cookie != e.NetNS.Cookie {
-		return // another, which has the inode now
+	if isAnother(e.NetNS, cookie) {
+		return
 	}
 	if len(n.counts) < 2 || now-n.counted() > countersAge {
 		s.count(e.NetNS, path)
@@ -241,6 +241,12 @@ func (s *source) look(e *event.Event) {
 	said := []record.Record{{Kind: record.NetNS, Time: e.Time, Socket: event.Socket{NetNS: e.NetNS}, Sysctls: &n.sysctls}}
 	s.tell(said)
 	n.line = said[0].Line
+}
+
+// isAnother reports whether a network namespace with this cookie is not that one, but
+// has its inode now. Where either cookie is not known it is taken for the same.
+func isAnother(netns event.NetNS, cookie uint64) bool {
+	return cookie != 0 && netns.Cookie != 0 && cookie != netns.Cookie
 }
 
 // sweep lets go of what is known of namespaces that nothing is heard of.

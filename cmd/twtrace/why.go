@@ -115,8 +115,8 @@ func (s *source) count(netns event.NetNS, path string) bool {
 		return false
 	}
 	n := s.netns[netns]
-	counters, err := owner.ReadCounters(path)
-	if err != nil {
+	counters, cookie, err := owner.ReadCounters(path)
+	if err != nil || isAnother(netns, cookie) {
 		return false
 	}
 	// The event can be older: what it waited for in the ring is in the counters.

@@ -70,14 +70,15 @@ func (c Counters) Since(before Counters) map[string]uint64 {
 }
 
 // ReadCounters reads the counters of the network namespace at path, which it
-// holds open no longer than it takes to enter.
-func ReadCounters(path string) (Counters, error) {
-	var c Counters
-	err := inside(path, func() (err error) {
+// holds open no longer than it takes to enter, and its cookie: 0 before Linux 5.14,
+// which doesn't tell.
+func ReadCounters(path string) (c Counters, cookie uint64, err error) {
+	err = inside(path, func() (err error) {
 		c, err = readCounters("/proc")
+		cookie = netnsCookie()
 		return err
 	})
-	return c, err
+	return c, cookie, err
 }
 
 // readCounters reads those of the thread's network namespace. A file that this

@@ -2,6 +2,7 @@ package owner
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -151,7 +152,7 @@ func TestCountersOfNamespace(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
-	before, err := ReadCounters(path)
+	before, cookie, err := ReadCounters(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -161,6 +162,9 @@ func TestCountersOfNamespace(t *testing.T) {
 			return err
 		}
 		defer unix.Close(s)
+		if want := netnsCookie(); cookie != want {
+			return fmt.Errorf("cookie %d, want %d", cookie, want)
+		}
 		if err := unix.Connect(s, &unix.SockaddrInet4{Port: 1, Addr: [4]byte{127, 0, 0, 1}}); !errors.Is(err, unix.ECONNREFUSED) {
 			return errors.Join(errors.New("the connect is not refused"), err)
 		}
@@ -169,7 +173,7 @@ func TestCountersOfNamespace(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
-	after, err := ReadCounters(path)
+	after, _, err := ReadCounters(path)
 	if err != nil {
 		t.Fatal(err)
 	}
