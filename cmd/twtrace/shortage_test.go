@@ -131,6 +131,9 @@ func controlled(t *testing.T, v2, v1 string) (dir string, isV1 bool, release fun
 // behind that, and nothing of it is left in the kernel.
 func TestOutOfMemory(t *testing.T) {
 	needRoot(t)
+	if testing.Short() {
+		t.Skip("so many connections take an emulated processor too long")
+	}
 	dir, isV1, release := controlled(t, "memory", "memory")
 	n := newNetNS(t)
 	log := filepath.Join(t.TempDir(), "events.jsonl")
@@ -286,6 +289,9 @@ func slowDisk(t *testing.T) (mount, device string) {
 // name, and its container.
 func TestManyProcesses(t *testing.T) {
 	needRoot(t)
+	if testing.Short() {
+		t.Skip("so many processes take an emulated processor too long")
+	}
 	parent := "/kubepods/burstable/pod" + podUID
 	pod := newCgroup(t, parent)
 	undisturbed(t, func(t testing.TB) {
