@@ -23,8 +23,9 @@ const (
 	// in a second.
 	maxReads = 10
 	// maxReading is how long counters may be read in one go, and one part of the
-	// time in readingShare how long they may be read for ever.
-	maxReading   = int64(200 * time.Millisecond)
+	// time in readingShare how long they may be read for ever. A slow processor takes
+	// 50 ms for a namespace, and a verdict on a storm in some rests on all of theirs.
+	maxReading   = int64(time.Second)
 	readingShare = 10
 	// maxCounts is how many readings of the counters are kept: as far back as
 	// an ordinary connect goes on.
