@@ -23,8 +23,9 @@ const (
 	// in a second.
 	maxReads = 10
 	// maxReading is how long counters may be read in one go, and one part of the
-	// time in readingShare how long they may be read for ever. A slow processor takes
-	// 50 ms for a namespace, and a verdict on a storm in some rests on all of theirs.
+	// time in readingShare how long they may be read for ever. Connects that
+	// fail in many namespaces at once want the counters of all of them, and a slow
+	// processor takes its time.
 	maxReading   = int64(time.Second)
 	readingShare = 10
 	// maxCounts is how many readings of the counters are kept: as far back as
