@@ -1,5 +1,5 @@
 // Package load makes TCP connections of which every event is known in number, for
-// the tests and for bench.
+// the tests and for bench, and tells when connections are over, for the lab as well.
 package load
 
 import (
