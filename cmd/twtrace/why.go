@@ -101,6 +101,9 @@ func (s *source) counters(netns event.NetNS, began int64) (verdict.Counters, boo
 			return verdict.Counters{}, false
 		}
 	}
+	if n.counted() <= began {
+		return verdict.Counters{}, false // none were read since: that none moved is not known
+	}
 	n.since = before.at
 	// How full a table was, nobody knows later.
 	if last := &n.counts[len(n.counts)-1]; last.at-now > int64(time.Second) {
