@@ -318,14 +318,7 @@ func TestNetNSDeleted(t *testing.T) {
 					return err
 				}
 				for i := range 3 {
-					client, err := newSocket(unix.AF_INET)
-					if err != nil {
-						return err
-					}
-					if err := client.connect(address); err != nil {
-						return err
-					}
-					server, err := listener.accept()
+					client, server, err := listener.join(address)
 					if err != nil {
 						return err
 					}

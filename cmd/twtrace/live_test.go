@@ -877,14 +877,7 @@ func connected(f func(client, server socket) error) error {
 		return err
 	}
 	defer listener.close()
-	client, err := newSocket(unix.AF_INET)
-	if err != nil {
-		return err
-	}
-	if err := client.connect("127.0.0.1:80"); err != nil {
-		return err
-	}
-	server, err := listener.accept()
+	client, server, err := listener.join("127.0.0.1:80")
 	if err != nil {
 		return err
 	}

@@ -221,6 +221,18 @@ func (s socket) accept() (socket, error) {
 	}
 }
 
+// join connects to a listener, at its address, and accepts that.
+func (s socket) join(address string) (client, server socket, err error) {
+	if client, err = newSocket(unix.AF_INET); err != nil {
+		return client, server, err
+	}
+	if err = client.connect(address); err != nil {
+		return client, server, err
+	}
+	server, err = s.accept()
+	return client, server, err
+}
+
 // disconnect takes an attempt back: connect to AF_UNSPEC.
 func (s socket) disconnect() error {
 	unspec := unix.RawSockaddr{Family: unix.AF_UNSPEC}

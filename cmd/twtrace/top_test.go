@@ -86,14 +86,7 @@ func use(address string, live, clients, servers int) error {
 		return err
 	}
 	for i := range live + clients + servers {
-		client, err := newSocket(unix.AF_INET)
-		if err != nil {
-			return err
-		}
-		if err := client.connect(address); err != nil {
-			return err
-		}
-		server, err := listener.accept()
+		client, server, err := listener.join(address)
 		switch {
 		case err != nil:
 		case i < live:
