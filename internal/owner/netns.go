@@ -94,7 +94,7 @@ func FindNetNS(proc, name string) (uint32, error) {
 	} else if strings.Contains(name, "/") {
 		path = name
 	}
-	file, err := os.Open(path)
+	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // not to wait at a FIFO
 	if err != nil {
 		return 0, fmt.Errorf("network namespace %q: %w", name, err)
 	}

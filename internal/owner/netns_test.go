@@ -151,7 +151,11 @@ func TestFindNetNS(t *testing.T) {
 	if got, err := FindNetNS("/proc", "4026532785"); err != nil || got != 4026532785 {
 		t.Errorf("by inode: %d, %v", got, err)
 	}
-	for _, name := range []string{"/proc/self/ns/mnt", "/etc/passwd", "/"} {
+	fifo := filepath.Join(t.TempDir(), "fifo") // where nobody writes
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"/proc/self/ns/mnt", "/etc/passwd", "/", fifo} {
 		if got, err := FindNetNS("/proc", name); err == nil || !strings.HasSuffix(err.Error(), name+" is none") {
 			t.Errorf("%s: %d, %v", name, got, err)
 		}
