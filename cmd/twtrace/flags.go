@@ -304,6 +304,9 @@ func (f *peerFlags) parseNetworks(filter *probe.Filter) error {
 			if err != nil {
 				return fmt.Errorf("address %q: must be an address or a network such as 10.0.0.0/8", text)
 			}
+			if address.Zone() != "" {
+				return fmt.Errorf("address %q: no zone can be traced: leave %%%s out", text, address.Zone())
+			}
 			network = netip.PrefixFrom(address, address.BitLen())
 		}
 		if mapped := network.Addr(); mapped.Is4In6() && network.Bits() >= 96 {
