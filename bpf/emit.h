@@ -168,10 +168,10 @@ static __always_inline u64 room_for(const struct event *e)
  * A wake-up costs more than the event. The reader polls; it is woken only by
  * the event that takes the ring across the mark.
  */
-static __always_inline u64 wakeup(u64 fill)
+static __always_inline u64 wakeup(u64 fill, u64 length)
 {
 	if (fill < kernel.wakeup_mark &&
-	    fill + sizeof(struct event) >= kernel.wakeup_mark)
+	    fill + BPF_RINGBUF_HDR_SZ + length >= kernel.wakeup_mark)
 		return BPF_RB_FORCE_WAKEUP;
 	return BPF_RB_NO_WAKEUP;
 }
@@ -211,12 +211,13 @@ static __always_inline u64 length(const struct event *e)
 static __always_inline void send(struct event *e, u8 kind)
 {
 	u64 fill = bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA);
-	u64 *count;
+	u64 size, *count;
 	u32 key;
 
 	e->kind = kind;
+	size = length(e);
 	if ((fill < kernel.state_mark || fill < room_for(e)) &&
-	    !bpf_ringbuf_output(&events, e, length(e), wakeup(fill)))
+	    !bpf_ringbuf_output(&events, e, size, wakeup(fill, size)))
 		return;
 	key = tells(e);
 	count = bpf_map_lookup_elem(&lost, &key);
