@@ -156,6 +156,7 @@ func TestWayOut(t *testing.T) {
 		want string
 	}{
 		{owner.Namespace{Inode: 1, Name: "blue"}, `ip netns exec blue sysctl -w net.ipv4.tcp_tw_recycle=0; for a pod, securityContext.sysctls`},
+		{owner.Namespace{Inode: 1, Name: "a b;'c"}, `ip netns exec 'a b;'\''c' sysctl -w net.ipv4.tcp_tw_recycle=0; for a pod, securityContext.sysctls`},
 		{owner.Namespace{Inode: 1, Oldest: event.Owner{PID: 4711, Comm: "pause"}}, `nsenter -t 4711 -n sysctl -w net.ipv4.tcp_tw_recycle=0; for a pod, securityContext.sysctls`},
 		{owner.Namespace{Inode: 1}, `sysctl -w net.ipv4.tcp_tw_recycle=0, inside; for a pod, securityContext.sysctls`},
 		{owner.Namespace{Inode: 4026531840, Oldest: event.Owner{PID: 1, Comm: "systemd"}}, `sysctl -w net.ipv4.tcp_tw_recycle=0`},

@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -131,11 +132,22 @@ func (p place) set(name, value string) string {
 	case p.host:
 		return command
 	case p.Name != "":
-		return fmt.Sprintf("ip netns exec %s %s", p.Name, command)
+		return fmt.Sprintf("ip netns exec %s %s", quote(p.Name), command)
 	case p.Oldest.PID != 0:
 		return fmt.Sprintf("nsenter -t %d -n %s", p.Oldest.PID, command)
 	}
 	return command + ", inside"
+}
+
+// plain are names that mean themselves to a shell.
+var plain = regexp.MustCompile(`^[\w.][\w.@:+-]*$`)
+
+// quote makes of a name one word for a shell, whoever chose the name.
+func quote(name string) string {
+	if plain.MatchString(name) {
+		return name
+	}
+	return "'" + strings.ReplaceAll(name, "'", `'\''`) + "'"
 }
 
 func plural(noun string, n int) string {
