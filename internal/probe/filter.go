@@ -91,8 +91,8 @@ func (p *Ports) Has(port uint16) bool {
 	return p == nil || p[port>>6]&(1<<(port&63)) != 0
 }
 
-// configure sets the constants that the programs are loaded with.
-func (t *Tracer) configure(config Config, ringSize uint32) error {
+// configure makes the constants that the programs are loaded with.
+func (t *Tracer) configure(config Config) error {
 	f := config.Filter
 	filter := bpfFilter{
 		Netns:           f.NetNS,
@@ -114,7 +114,6 @@ func (t *Tracer) configure(config Config, ringSize uint32) error {
 	for i := range min(len(f.Comm), len(filter.Comm)-1) {
 		filter.Comm[i] = int8(f.Comm[i])
 	}
-	t.kernel = facts(t.cache, t.types)
 	t.kernel.CgroupHierarchy = config.Cgroups.Hierarchy
 	if config.Cgroups.Hierarchy != 0 {
 		subsys, err := cgroupSubsys(t.types, config.Cgroups.Controller)
@@ -123,8 +122,8 @@ func (t *Tracer) configure(config Config, ringSize uint32) error {
 		}
 		t.kernel.CgroupSubsys = subsys
 	}
-	t.kernel.WakeupMark = ringSize / 2
-	t.kernel.StateMark, t.kernel.ShedMark = ringSize/4*3, ringSize/8*7
+	size := config.ringSize()
+	t.kernel.WakeupMark, t.kernel.StateMark, t.kernel.ShedMark = size/2, size/4*3, size/8*7
 	t.kernel.TwTimerHandler = t.symbols.twTimerHandler
 
 	values := map[string]any{
@@ -142,7 +141,7 @@ func (t *Tracer) configure(config Config, ringSize uint32) error {
 			return fmt.Errorf("set %s: %w", name, err)
 		}
 	}
-	return nil
+	return t.createConstants()
 }
 
 // fillNetworks fills the table behind Filter.Networks.

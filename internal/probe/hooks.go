@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -152,7 +153,9 @@ func hookName(program *ebpf.ProgramSpec) string {
 	return program.AttachTo[strings.LastIndex(program.AttachTo, "/")+1:]
 }
 
-func (t *Tracer) attach(config Config) error {
+func (t *Tracer) attach(config Config) (err error) {
+	t.prepare(t.likely(config.Tier))
+	defer func() { err = errors.Join(err, t.discard()) }()
 	for _, s := range sources {
 		if err := t.attachSource(s, config.Tier); err != nil {
 			return err
@@ -162,6 +165,25 @@ func (t *Tracer) attach(config Config) error {
 		return t.attachSource(descent, Auto)
 	}
 	return nil
+}
+
+// likely are the programs of the first way of each source that the tier permits: to
+// be loaded while others are, where that way turns out to work.
+func (t *Tracer) likely(tier Tier) (programs []string) {
+	for _, s := range sources {
+		for _, way := range s.ways {
+			before := len(programs)
+			for _, name := range way {
+				if program, ok := t.spec.Programs[name]; ok && tier.permits(viaOf(program)) {
+					programs = append(programs, name)
+				}
+			}
+			if len(programs) > before {
+				break
+			}
+		}
+	}
+	return programs
 }
 
 // attachSource takes the first way that works.

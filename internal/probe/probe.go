@@ -9,6 +9,7 @@ import (
 	"io"
 	"maps"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -42,6 +43,14 @@ type Config struct {
 	Cgroups  Cgroups
 }
 
+// ringSize is the size that is meant, in bytes.
+func (c Config) ringSize() uint32 {
+	if c.RingSize == 0 {
+		return 8 << 20
+	}
+	return uint32(c.RingSize)
+}
+
 // Cgroups says which hierarchy of control groups the ids in events are of: the
 // zero Cgroups is version 2.
 type Cgroups struct {
@@ -66,18 +75,26 @@ type Tracer struct {
 	hooks     []Hook
 	// attached are the programs at work, by name.
 	attached map[string]attachment
-	ring     *ringbuf.Reader
-	filled   *bell
-	empty    bool // the ring was, when it was looked at last
-	record   ringbuf.Record
-	decode   decoder
-	locator  *locator
+	// loading are those that are being loaded, or were, and are not attached.
+	loading map[string]chan loaded
+	ring    *ringbuf.Reader
+	filled  *bell
+	empty   bool // the ring was, when it was looked at last
+	record  ringbuf.Record
+	decode  decoder
+	locator *locator
 }
 
 // attachment is a program and what holds it at its hook.
 type attachment struct {
 	program *ebpf.Program
 	link    io.Closer // nil once detached
+}
+
+// loaded is what came of loading a program.
+type loaded struct {
+	program *ebpf.Program
+	err     error
 }
 
 // Open loads and attaches. A hook that this kernel lacks or refuses is left
@@ -112,12 +129,18 @@ func Open(config Config) (*Tracer, error) {
 	_ = rlimit.RemoveMemlock()
 
 	t.spec, t.types, t.cache = spec, types, cache
+	created := make(chan error, 1)
+	go func() { created <- t.createMaps(config) }()
 	t.decode.resetReasons = reasons(types, "sk_rst_reason", "SK_RST_REASON_")
 	t.decode.dropReasons = reasons(types, "skb_drop_reason", "SKB_DROP_REASON_")
 	t.locator = newLocator("/proc/kallsyms")
 	t.decode.locate = t.locator.name
+	t.kernel = facts(cache, types)
 	<-found
-	if err := t.open(config); err != nil {
+	if err = <-created; err == nil {
+		err = t.open(config)
+	}
+	if err != nil {
 		t.Close()
 		return nil, err
 	}
@@ -152,7 +175,7 @@ func loadSpec(release release) (*ebpf.CollectionSpec, error) {
 }
 
 func (t *Tracer) open(config Config) error {
-	if err := t.createMaps(config); err != nil {
+	if err := t.configure(config); err != nil {
 		return err
 	}
 	ring, err := ringbuf.NewReader(t.maps["events"])
@@ -169,17 +192,12 @@ func (t *Tracer) open(config Config) error {
 	return t.attach(config)
 }
 
-// createMaps makes the maps once; every program is then loaded on its own, so
-// that one that is refused takes no other with it.
+// createMaps makes the maps once, but for the constants; every program is then
+// loaded on its own, so that one that is refused takes no other with it.
 func (t *Tracer) createMaps(config Config) error {
-	size := config.RingSize
-	if size == 0 {
-		size = 8 << 20
-	}
-	t.spec.Maps["events"].MaxEntries = uint32(size)
-	if err := t.configure(config, uint32(size)); err != nil {
-		return err
-	}
+	events := t.spec.Maps["events"]
+	events.MaxEntries = config.ringSize()
+	events.Value = nil // else made twice: the kernel refuses a ring that has a type
 	// A table takes time to make, also where nothing is put there.
 	if !config.Filter.ByContainer() {
 		t.spec.Maps["unwanted"].MaxEntries = 1
@@ -188,10 +206,10 @@ func (t *Tracer) createMaps(config Config) error {
 		t.spec.Maps["traced"].MaxEntries = 1
 	}
 	spec := t.part()
-	spec.Variables = t.spec.Variables // become the contents of .rodata
 	for name, table := range t.spec.Maps {
 		spec.Maps[name] = table.Copy()
 	}
+	delete(spec.Maps, constants)
 	delete(spec.Maps, "holders") // made where it is used, as large as it must be
 	collection, err := ebpf.NewCollection(spec)
 	if err != nil {
@@ -200,6 +218,23 @@ func (t *Tracer) createMaps(config Config) error {
 	t.maps = collection.Maps
 	collection.Maps = nil
 	return t.fillNetworks(config.Filter.Networks)
+}
+
+// constants is the map of what the programs are loaded with.
+const constants = ".rodata"
+
+// createConstants makes that map.
+func (t *Tracer) createConstants() error {
+	spec := t.part()
+	spec.Maps[constants] = t.spec.Maps[constants].Copy()
+	spec.Variables = t.spec.Variables // become its contents
+	collection, err := ebpf.NewCollection(spec)
+	if err != nil {
+		return fmt.Errorf("create the maps: %w", explain(err))
+	}
+	defer collection.Close()
+	t.maps[constants] = collection.DetachMap(constants)
+	return nil
 }
 
 // Hooks lists every hook, attached or not, in a fixed order.
@@ -380,12 +415,55 @@ func (t *Tracer) load(name string, more map[string]*ebpf.Map) (*ebpf.Program, er
 	return collection.DetachProgram(name), nil
 }
 
-// attachOne loads a program and attaches it.
+// prepare begins to load programs, in this order, as many at a time as there are
+// processors.
+func (t *Tracer) prepare(names []string) {
+	t.loading = make(map[string]chan loaded, len(names))
+	next := make(chan string, len(names))
+	for _, name := range names {
+		t.loading[name] = make(chan loaded, 1)
+		next <- name
+	}
+	close(next)
+	results := maps.Clone(t.loading)
+	for range runtime.GOMAXPROCS(0) {
+		go func() {
+			for name := range next {
+				program, err := t.load(name, nil)
+				results[name] <- loaded{program, err}
+			}
+		}()
+	}
+}
+
+// take returns a program that is being loaded, or loads it.
+func (t *Tracer) take(name string) (*ebpf.Program, error) {
+	if loading, ok := t.loading[name]; ok {
+		delete(t.loading, name)
+		l := <-loading
+		return l.program, l.err
+	}
+	return t.load(name, nil)
+}
+
+// discard closes the programs that nobody has taken.
+func (t *Tracer) discard() error {
+	var errs []error
+	for name, loading := range t.loading {
+		if l := <-loading; l.err == nil {
+			errs = append(errs, l.program.Close())
+		}
+		delete(t.loading, name)
+	}
+	return errors.Join(errs...)
+}
+
+// attachOne attaches a program.
 func (t *Tracer) attachOne(name string) error {
 	if t.noSymbols != nil && slices.Contains(slices.Concat(timeWaits.ways...), name) {
 		return t.noSymbols
 	}
-	program, err := t.load(name, nil)
+	program, err := t.take(name)
 	if err != nil {
 		return err
 	}
