@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // Some kernels run no BPF program while a thread of process 1 is current, and count
@@ -96,17 +98,20 @@ func (t *trial) Failed() bool {
 	return len(t.problems) > 0
 }
 
-const tracefs = "/sys/kernel/tracing"
-
 // A withheld lists TCP's events in the context of process 1, by an ftrace of its own.
 type withheld struct {
-	dir string
-	err error
+	tracefs *os.File // mounted nowhere
+	dir     string
+	err     error
 }
 
 func watchWithheld() *withheld {
-	w := &withheld{dir: filepath.Join(tracefs, "instances", fmt.Sprintf("twtrace-test-%d", os.Getpid()))}
-	w.err = func() error {
+	w := &withheld{}
+	w.err = func() (err error) {
+		if w.tracefs, err = mountTracefs(); err != nil {
+			return err
+		}
+		w.dir = fmt.Sprintf("/proc/self/fd/%d/instances/twtrace-test-%d", w.tracefs.Fd(), os.Getpid())
 		names, err := filepath.Glob("/proc/1/task/*/comm")
 		if err != nil {
 			return err
@@ -134,14 +139,35 @@ func watchWithheld() *withheld {
 	return w
 }
 
+func mountTracefs() (*os.File, error) {
+	fs, err := unix.Fsopen("tracefs", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("open tracefs: %w", err)
+	}
+	defer unix.Close(fs)
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return nil, fmt.Errorf("make tracefs: %w", err)
+	}
+	mount, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("mount tracefs: %w", err)
+	}
+	return os.NewFile(uintptr(mount), "tracefs"), nil
+}
+
 func (w *withheld) write(file, text string) error {
 	return os.WriteFile(filepath.Join(w.dir, file), []byte(text), 0)
 }
 
 // stop ends the watch and returns what it saw.
 func (w *withheld) stop() (events []string, err error) {
+	if w.dir == "" {
+		return nil, w.err
+	}
 	events, err = w.seen()
-	return events, errors.Join(w.err, err, os.Remove(w.dir))
+	err = errors.Join(w.err, err, os.Remove(w.dir), w.tracefs.Close())
+	w.dir, w.err = "", nil // once
+	return events, err
 }
 
 // seen returns what it saw so far, a line an event.
