@@ -12,7 +12,7 @@ import (
 	"sync"
 	"testing"
 
-	"golang.org/x/sys/unix"
+	"github.com/twtrace/twtrace/internal/tracefs"
 )
 
 // Some kernels run no BPF program while a thread of process 1 is current, and count
@@ -108,7 +108,7 @@ type withheld struct {
 func watchWithheld() *withheld {
 	w := &withheld{}
 	w.err = func() (err error) {
-		if w.tracefs, err = mountTracefs(); err != nil {
+		if w.tracefs, err = tracefs.Open(); err != nil {
 			return err
 		}
 		w.dir = fmt.Sprintf("/proc/self/fd/%d/instances/twtrace-test-%d", w.tracefs.Fd(), os.Getpid())
@@ -137,22 +137,6 @@ func watchWithheld() *withheld {
 		return errors.Join(errs...)
 	}()
 	return w
-}
-
-func mountTracefs() (*os.File, error) {
-	fs, err := unix.Fsopen("tracefs", unix.FSOPEN_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("open tracefs: %w", err)
-	}
-	defer unix.Close(fs)
-	if err := unix.FsconfigCreate(fs); err != nil {
-		return nil, fmt.Errorf("make tracefs: %w", err)
-	}
-	mount, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("mount tracefs: %w", err)
-	}
-	return os.NewFile(uintptr(mount), "tracefs"), nil
 }
 
 func (w *withheld) write(file, text string) error {

@@ -9,6 +9,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/twtrace/twtrace/internal/tracefs"
 )
 
 // attachTracepoint attaches to group/name. It does not need tracefs to be
@@ -40,23 +42,14 @@ func attachTracepoint(tracepoint string, program *ebpf.Program) (io.Closer, erro
 	return event, nil
 }
 
-// tracepointID reads a tracepoint's number from a tracefs that is mounted
-// nowhere, and gone when its descriptor is closed.
+// tracepointID reads a tracepoint's number.
 func tracepointID(tracepoint string) (uint64, error) {
-	fs, err := unix.Fsopen("tracefs", unix.FSOPEN_CLOEXEC)
+	root, err := tracefs.Open()
 	if err != nil {
-		return 0, fmt.Errorf("open tracefs: %w", err)
+		return 0, err
 	}
-	defer unix.Close(fs)
-	if err := unix.FsconfigCreate(fs); err != nil {
-		return 0, fmt.Errorf("make tracefs: %w", err)
-	}
-	mount, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
-	if err != nil {
-		return 0, fmt.Errorf("mount tracefs: %w", err)
-	}
-	defer unix.Close(mount)
-	fd, err := unix.Openat(mount, "events/"+tracepoint+"/id", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	defer root.Close()
+	fd, err := unix.Openat(int(root.Fd()), "events/"+tracepoint+"/id", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return 0, fmt.Errorf("this kernel has no tracepoint %s: %w", tracepoint, err)
 	}
