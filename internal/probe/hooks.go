@@ -167,23 +167,19 @@ func (t *Tracer) attach(config Config) (err error) {
 	return nil
 }
 
-// likely are the programs of the first way of each source that the tier permits: to
-// be loaded while others are, where that way turns out to work.
-func (t *Tracer) likely(tier Tier) (programs []string) {
+// likely are the first way of each source that the tier permits, without the programs
+// that are not for this kernel.
+func (t *Tracer) likely(tier Tier) (ways [][]string) {
 	for _, s := range sources {
 		for _, way := range s.ways {
-			before := len(programs)
-			for _, name := range way {
-				if program, ok := t.spec.Programs[name]; ok && tier.permits(viaOf(program)) {
-					programs = append(programs, name)
-				}
-			}
-			if len(programs) > before {
+			way = slices.DeleteFunc(slices.Clone(way), func(name string) bool { return t.spec.Programs[name] == nil })
+			if len(way) > 0 && tier.permits(viaOf(t.spec.Programs[way[0]])) {
+				ways = append(ways, way)
 				break
 			}
 		}
 	}
-	return programs
+	return ways
 }
 
 // attachSource takes the first way that works.

@@ -91,7 +91,7 @@ type attachment struct {
 	link    io.Closer // nil once detached
 }
 
-// loaded is what came of loading a program.
+// loaded is what came of loading a program: nothing where it was not tried.
 type loaded struct {
 	program *ebpf.Program
 	err     error
@@ -415,22 +415,31 @@ func (t *Tracer) load(name string, more map[string]*ebpf.Map) (*ebpf.Program, er
 	return collection.DetachProgram(name), nil
 }
 
-// prepare begins to load programs, in this order, as many at a time as there are
-// processors.
-func (t *Tracer) prepare(names []string) {
-	t.loading = make(map[string]chan loaded, len(names))
-	next := make(chan string, len(names))
-	for _, name := range names {
-		t.loading[name] = make(chan loaded, 1)
-		next <- name
+// prepare begins to load the programs of ways, as many ways at a time as there are
+// processors. Where the first of a way is refused the others are not asked for.
+func (t *Tracer) prepare(ways [][]string) {
+	t.loading = make(map[string]chan loaded)
+	next := make(chan []string, len(ways))
+	for _, way := range ways {
+		for _, name := range way {
+			t.loading[name] = make(chan loaded, 1)
+		}
+		next <- way
 	}
 	close(next)
 	results := maps.Clone(t.loading)
 	for range runtime.GOMAXPROCS(0) {
 		go func() {
-			for name := range next {
-				program, err := t.load(name, nil)
-				results[name] <- loaded{program, err}
+			for way := range next {
+				refused := false
+				for i, name := range way {
+					var l loaded
+					if !refused {
+						l.program, l.err = t.load(name, nil)
+						refused = i == 0 && l.err != nil
+					}
+					results[name] <- l
+				}
 			}
 		}()
 	}
@@ -450,7 +459,7 @@ func (t *Tracer) take(name string) (*ebpf.Program, error) {
 func (t *Tracer) discard() error {
 	var errs []error
 	for name, loading := range t.loading {
-		if l := <-loading; l.err == nil {
+		if l := <-loading; l.program != nil {
 			errs = append(errs, l.program.Close())
 		}
 		delete(t.loading, name)
