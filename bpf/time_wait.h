@@ -175,7 +175,7 @@ static __always_inline void on_freed_by_tcp(const struct sk_buff *skb)
 
 /*
  * What it means to return to address. Global, so that the verifier looks at it
- * once, and not in every frame with all that follows: 90 ms of a start.
+ * once, and not in every frame with all that follows: up to 90 ms of a start.
  */
 __noinline u8 means(u64 address)
 {
