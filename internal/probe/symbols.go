@@ -102,6 +102,9 @@ func parseSymbols(r io.Reader) (symbols, error) {
 		if bytes.IndexByte(name, '[') >= 0 {
 			break // of a module
 		}
+		if address == 0 {
+			continue // hidden, or of no function: per-CPU data
+		}
 		if address != last {
 			for ; endCaller < len(callers); endCaller++ {
 				callers[endCaller].End = address

@@ -181,6 +181,7 @@ func FuzzSymbols(f *testing.F) {
 	f.Add("")
 	f.Add("1 t tw_timer_handler\n1 t tcp_v4_rcv\n1 t tcp_v6_rcv.cold\n2 t tcp_abort")
 	f.Add("ffffffffffffffff t tcp_abort\n0 t tw_timer_handler\n")
+	f.Add("1 t mod_timer\n0 t tcp_abort\n1 t tw_timer_handler\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		got, err := parseSymbols(strings.NewReader(text))
 		if err != nil {
