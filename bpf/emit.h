@@ -164,12 +164,22 @@ static __always_inline u64 room_for(const struct event *e)
 	return -1;
 }
 
+static __always_inline bool reader_rests(void)
+{
+	u32 zero = 0;
+	volatile u32 *rests = bpf_map_lookup_elem(&resting, &zero);
+
+	return rests && *rests;
+}
+
 /*
  * A wake-up costs more than the event. The reader polls; it is woken only by
- * the event that takes the ring across the mark.
+ * the event that takes the ring across the mark, and by the first after a rest.
  */
 static __always_inline u64 wakeup(u64 fill, u64 length)
 {
+	if (!fill && reader_rests())
+		return BPF_RB_FORCE_WAKEUP;
 	if (fill < kernel.wakeup_mark &&
 	    fill + BPF_RINGBUF_HDR_SZ + length >= kernel.wakeup_mark)
 		return BPF_RB_FORCE_WAKEUP;

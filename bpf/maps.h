@@ -78,6 +78,16 @@ struct {
 	__type(value, struct event);
 } events SEC(".maps");
 
+/* Whether the reader rests, and the next event is to wake it. Written by
+ * internal/probe, read by send().
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} resting SEC(".maps");
+
 /* Key: enum tells. How many such events the ring had no room for. Written by
  * send(), read by internal/probe.
  */

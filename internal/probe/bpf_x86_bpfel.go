@@ -203,6 +203,7 @@ const (
 	bpfMapLost                = "lost"
 	bpfMapNetworks            = "networks"
 	bpfMapNewPath             = "new_path"
+	bpfMapResting             = "resting"
 	bpfMapRunning             = "running"
 	bpfMapSockets             = "sockets"
 	bpfMapStack               = "stack"
@@ -370,6 +371,7 @@ type bpfMapSpecs struct {
 	Lost        *ebpf.MapSpec `ebpf:"lost"`
 	Networks    *ebpf.MapSpec `ebpf:"networks"`
 	NewPath     *ebpf.MapSpec `ebpf:"new_path"`
+	Resting     *ebpf.MapSpec `ebpf:"resting"`
 	Running     *ebpf.MapSpec `ebpf:"running"`
 	Sockets     *ebpf.MapSpec `ebpf:"sockets"`
 	Stack       *ebpf.MapSpec `ebpf:"stack"`
@@ -419,6 +421,7 @@ type bpfMaps struct {
 	Lost        *ebpf.Map `ebpf:"lost"`
 	Networks    *ebpf.Map `ebpf:"networks"`
 	NewPath     *ebpf.Map `ebpf:"new_path"`
+	Resting     *ebpf.Map `ebpf:"resting"`
 	Running     *ebpf.Map `ebpf:"running"`
 	Sockets     *ebpf.Map `ebpf:"sockets"`
 	Stack       *ebpf.Map `ebpf:"stack"`
@@ -438,6 +441,7 @@ func (m *bpfMaps) Close() error {
 		m.Lost,
 		m.Networks,
 		m.NewPath,
+		m.Resting,
 		m.Running,
 		m.Sockets,
 		m.Stack,

@@ -123,7 +123,7 @@ func (t *Tracer) configure(config Config) error {
 		t.kernel.CgroupSubsys = subsys
 	}
 	size := config.ringSize()
-	t.kernel.WakeupMark, t.kernel.StateMark, t.kernel.ShedMark = size/2, size/4*3, size/8*7
+	t.kernel.WakeupMark, t.kernel.StateMark, t.kernel.ShedMark = size/4, size/4*3, size/8*7
 	t.kernel.TwTimerHandler = t.symbols.twTimerHandler
 
 	values := map[string]any{

@@ -24,10 +24,6 @@ import (
 	"github.com/twtrace/twtrace/internal/event"
 )
 
-// pollInterval bounds how long an event lies in the ring: the programs do not
-// wake the reader, a wake-up an event would double what tracing costs.
-const pollInterval = 10 * time.Millisecond
-
 // Config says what to trace, and how.
 type Config struct {
 	// Tier forces a choice of hooks; Auto takes the best that this kernel
@@ -183,7 +179,7 @@ func (t *Tracer) open(config Config) error {
 		return fmt.Errorf("open the ring buffer: %w", err)
 	}
 	t.ring = ring
-	if t.filled, err = newBell(t.maps["events"].FD()); err != nil {
+	if t.filled, err = newBell(t.maps["events"], t.maps["resting"]); err != nil {
 		return fmt.Errorf("open the ring buffer: %w", err)
 	}
 	// The ring's reader never waits itself: it would block a thread.
@@ -250,10 +246,10 @@ func (t *Tracer) TSOffsets() TSOffsetMode { return t.tsOffsets }
 // ErrUndecodable.
 func (t *Tracer) Read(e *event.Event) error {
 	if t.empty {
-		t.filled.wait(pollInterval)
-	}
-	if t.empty = t.ring.AvailableBytes() == 0; t.empty {
+		t.filled.wait(t.pending)
 		t.decode.syncClock()
+	}
+	if t.empty = !t.pending(); t.empty {
 		t.locator.rest()
 		return os.ErrDeadlineExceeded
 	}
@@ -266,6 +262,9 @@ func (t *Tracer) Read(e *event.Event) error {
 	}
 	return t.decode.event(e, t.record.RawSample)
 }
+
+// pending reports whether something is in the ring.
+func (t *Tracer) pending() bool { return t.ring.AvailableBytes() > 0 }
 
 // Loss is how many events nobody can read.
 type Loss struct {
@@ -358,6 +357,9 @@ func (t *Tracer) Detach() error {
 			a.link = nil
 			t.attached[name] = a
 		}
+	}
+	if t.filled != nil {
+		t.filled.stir() // What is under way is there in a moment.
 	}
 	return errors.Join(errs...)
 }
