@@ -29,7 +29,7 @@ type scenario struct {
 	// blind are those of them that --probe-tier state_only can't see.
 	blind []string
 	// check looks further; lines are all that are about this namespace.
-	check func(t *testing.T, lines []line)
+	check func(t testing.TB, lines []line)
 }
 
 var scenarios = []scenario{
@@ -37,7 +37,7 @@ var scenarios = []scenario{
 		name: "IPv4, the client closes first",
 		run:  func() error { return converse(unix.AF_INET, "127.0.0.1:80", "127.0.0.1:80") },
 		want: []string{"connect established", "accept", "close local 10/3", "close peer 3/10"},
-		check: func(t *testing.T, lines []line) {
+		check: func(t testing.TB, lines []line) {
 			want := []string{
 				"CLOSE LISTEN", "CLOSE SYN_SENT", "SYN_SENT ESTABLISHED", "LISTEN SYN_RECV", "SYN_RECV ESTABLISHED",
 				"ESTABLISHED FIN_WAIT1", "ESTABLISHED CLOSE_WAIT", "FIN_WAIT1 FIN_WAIT2", "FIN_WAIT2 CLOSE",
@@ -71,7 +71,7 @@ var scenarios = []scenario{
 		name: "IPv6",
 		run:  func() error { return converse(unix.AF_INET6, "[::1]:80", "[::1]:80") },
 		want: []string{"connect established", "accept", "close local 10/3", "close peer 3/10"},
-		check: func(t *testing.T, lines []line) {
+		check: func(t testing.TB, lines []line) {
 			for _, l := range of(lines, "connect", "accept", "close") {
 				if l.Network.Type != "ipv6" || l.Network.Local.Address != "::1" || l.Network.Peer.Address != "::1" {
 					t.Errorf("%s is about %+v", l, l.Network)
@@ -83,7 +83,7 @@ var scenarios = []scenario{
 		name: "IPv4 on IPv6 sockets",
 		run:  func() error { return converse(unix.AF_INET6, "[::]:80", "127.0.0.1:80") },
 		want: []string{"connect established", "accept", "close local 10/3", "close peer 3/10"},
-		check: func(t *testing.T, lines []line) {
+		check: func(t testing.TB, lines []line) {
 			for _, l := range of(lines, "connect", "accept", "close") {
 				if l.Network.Type != "ipv4" || l.Network.Local.Address != "127.0.0.1" {
 					t.Errorf("%s is about %+v", l, l.Network)
@@ -95,7 +95,7 @@ var scenarios = []scenario{
 		name: "refused",
 		run:  func() error { return attempt(unix.AF_INET, "127.0.0.1:1", unix.ECONNREFUSED) },
 		want: []string{"connect refused ECONNREFUSED"},
-		check: func(t *testing.T, lines []line) {
+		check: func(t testing.TB, lines []line) {
 			if n := len(of(lines, "reset")); n == 0 {
 				t.Error("no RST was seen")
 			}
@@ -131,7 +131,7 @@ var scenarios = []scenario{
 		run:   func() error { return attempt(unix.AF_INET, "10.99.0.1:80", unix.ENETUNREACH) },
 		want:  []string{"connect unreachable ENETUNREACH"},
 		blind: []string{"connect unreachable ENETUNREACH"},
-		check: func(t *testing.T, lines []line) {
+		check: func(t testing.TB, lines []line) {
 			for _, l := range lines {
 				if l.Network.Peer.Address != "10.99.0.1" || l.Network.Peer.Port != 80 || l.Process.PID != uint32(os.Getpid()) {
 					t.Errorf("%s is about %+v, of process %d", l, l.Network, l.Process.PID)
@@ -150,7 +150,7 @@ var scenarios = []scenario{
 		run:   func() error { return attempt(unix.AF_INET6, "10.99.0.1:80", unix.ENETUNREACH) },
 		want:  []string{"connect unreachable ENETUNREACH"},
 		blind: []string{"connect unreachable ENETUNREACH"},
-		check: func(t *testing.T, lines []line) {
+		check: func(t testing.TB, lines []line) {
 			for _, l := range lines {
 				if l.Network.Type != "ipv4" || l.Network.Peer.Address != "10.99.0.1" {
 					t.Errorf("%s is about %+v", l, l.Network)
@@ -185,7 +185,7 @@ var scenarios = []scenario{
 		run:   func() error { return inForbiddingCgroup("denied", "127.0.0.1:80") },
 		want:  []string{"connect denied EPERM"},
 		blind: []string{"connect denied EPERM"},
-		check: func(t *testing.T, lines []line) {
+		check: func(t testing.TB, lines []line) {
 			for _, l := range lines {
 				if l.Process.Comm != "denied" || l.Network.Peer.Address != "127.0.0.1" || l.Network.Peer.Port != 80 {
 					t.Errorf("%s is about %+v, of process %d (%s)", l, l.Network, l.Process.PID, l.Process.Comm)
@@ -202,7 +202,7 @@ var scenarios = []scenario{
 			return attempt(unix.AF_INET, "10.77.1.1:80", unix.ETIMEDOUT)
 		},
 		want: []string{"connect timed_out ETIMEDOUT"},
-		check: func(t *testing.T, lines []line) {
+		check: func(t testing.TB, lines []line) {
 			// 1 with tcp_syn_retries alone, 2 with tcp_syn_linear_timeouts
 			// (6.5).
 			sent := len(of(lines, "syn_retransmit"))
@@ -260,7 +260,7 @@ var scenarios = []scenario{
 			return peerCommand("goodbye", "connect-and-exit", "10.77.1.1:80").Run()
 		},
 		want: []string{"connect abandoned"},
-		check: func(t *testing.T, lines []line) {
+		check: func(t testing.TB, lines []line) {
 			for _, l := range lines {
 				if l.Process.Comm != "goodbye" || l.Process.PID == uint32(os.Getpid()) {
 					t.Errorf("%s is of process %d (%s)", l, l.Process.PID, l.Process.Comm)
@@ -274,7 +274,7 @@ var scenarios = []scenario{
 			return onePort(func() error { return attempt(unix.AF_INET, "127.0.0.1:80", unix.EADDRNOTAVAIL) })
 		},
 		want: []string{"connect established", "accept", "connect no_local_port EADDRNOTAVAIL", "close local 0/0", "close peer 0/0"},
-		check: func(t *testing.T, lines []line) {
+		check: func(t testing.TB, lines []line) {
 			for _, l := range of(lines, "connect") {
 				if l.Error.Type != "" && (l.Network.Local.Port != 0 || l.Network.Local.Address != "127.0.0.1" || l.Network.Peer.Port != 80) {
 					t.Errorf("%s is about %+v", l, l.Network)
@@ -301,7 +301,7 @@ var scenarios = []scenario{
 			"connect established", "accept", "connect refused ECONNREFUSED", "connect no_local_port EADDRNOTAVAIL",
 			"close local 0/0", "close peer 0/0",
 		},
-		check: func(t *testing.T, lines []line) {
+		check: func(t testing.TB, lines []line) {
 			for _, l := range of(lines, "connect") {
 				if l.Connect.Outcome == "no_local_port" && l.Network.Local.Port != 0 {
 					t.Errorf("%s has the port %d", l, l.Network.Local.Port)
@@ -329,7 +329,7 @@ var scenarios = []scenario{
 			return errors.Join(err, second.close(), closeInTurn(first, accepted))
 		},
 		want: []string{"connect established", "accept", "connect no_local_port EADDRNOTAVAIL", "close local 0/0", "close peer 0/0"},
-		check: func(t *testing.T, lines []line) {
+		check: func(t testing.TB, lines []line) {
 			for _, l := range of(lines, "connect", "port_pressure") {
 				if l.Ports.InUse != 0 {
 					t.Errorf("%s: not for want of ports, but %+v", l, l.Ports)
@@ -389,7 +389,7 @@ var scenarios = []scenario{
 			})
 		},
 		want: []string{"connect established", "accept", "close reset_sent 0/0", "close reset_received 0/0"},
-		check: func(t *testing.T, lines []line) {
+		check: func(t testing.TB, lines []line) {
 			var got []string
 			for _, l := range of(lines, "reset") {
 				got = append(got, l.String())
@@ -442,7 +442,7 @@ var scenarios = []scenario{
 			})
 		},
 		want: []string{"connect established", "accept", "close local 0/0", "close peer 0/0"},
-		check: func(t *testing.T, lines []line) {
+		check: func(t testing.TB, lines []line) {
 			for _, l := range of(lines, "connect") {
 				// Of two clocks of a millisecond one may tick first; the test may have
 				// been slow to ask.
@@ -470,7 +470,7 @@ var scenarios = []scenario{
 			return connected(closeInTurn)
 		},
 		want: []string{"connect established", "accept", "close local 0/0", "close peer 0/0"},
-		check: func(t *testing.T, lines []line) {
+		check: func(t testing.TB, lines []line) {
 			for _, l := range lines {
 				if l.Connect.TSVal != nil || l.Close.TSVal != nil {
 					t.Errorf("%s has a timestamp", l)
@@ -518,7 +518,7 @@ var scenarios = []scenario{
 			return nil
 		},
 		want: []string{"connect established", "connect established", "accept", "accept", "close local 0/0", "close local 0/0", "close peer 0/0", "close peer 0/0"},
-		check: func(t *testing.T, lines []line) {
+		check: func(t testing.TB, lines []line) {
 			for _, l := range lines {
 				if l.Network.Local.Port == 32768 && l.Network.Peer.Port >= 8080 {
 					sharers[l.Network.Peer.Port-8080].owns(t, l)
@@ -548,7 +548,7 @@ var scenarios = []scenario{
 			return errors.Join(listeners[0].end(), listeners[1].end())
 		},
 		want: slices.Repeat([]string{"connect established", "accept", "close reset_sent 0/0", "close reset_received 0/0"}, 32),
-		check: func(t *testing.T, lines []line) {
+		check: func(t testing.TB, lines []line) {
 			// What the kernel says of whose connection it is: the cookie
 			// of the listener is not in the log, but each listener has
 			// one LISTEN line, and its children are its.
@@ -586,23 +586,27 @@ func TestScenarios(t *testing.T) {
 	for _, tier := range tiers() {
 		t.Run(tier, func(t *testing.T) {
 			needTier(t, tier)
-			old := olderThanTrace(t)
-			tr := trace(t, "-o", "json", "--probe-tier", tier)
-			namespaces := runScenarios(t, scenarios)
-			old.end(t)
-			lines := tr.stop()
-			checkLog(t, lines)
-			for _, hook := range lines[0].Meta.Probes {
-				if strings.Contains(hook.WhyNot, "verifier") {
-					t.Errorf("%s by %s: %s", hook.Name, hook.Via, hook.WhyNot)
-				}
-			}
-			for i, s := range scenarios {
-				t.Run(s.name, func(t *testing.T) { s.judge(t, tier, about(lines, namespaces[i])) })
-			}
-			t.Run("older than the trace", func(t *testing.T) { old.judge(t, about(lines, old.netns)) })
+			undisturbed(t, func(t testing.TB) { testScenarios(t, tier) })
 		})
 	}
+}
+
+func testScenarios(t testing.TB, tier string) {
+	old := olderThanTrace(t)
+	tr := trace(t, "-o", "json", "--probe-tier", tier)
+	namespaces := runScenarios(t, scenarios)
+	old.end(t)
+	lines := tr.stop()
+	checkLog(t, lines)
+	for _, hook := range lines[0].Meta.Probes {
+		if strings.Contains(hook.WhyNot, "verifier") {
+			t.Errorf("%s by %s: %s", hook.Name, hook.Via, hook.WhyNot)
+		}
+	}
+	for i, s := range scenarios {
+		part(t, s.name, func(t testing.TB) { s.judge(t, tier, about(lines, namespaces[i])) })
+	}
+	part(t, "older than the trace", func(t testing.TB) { old.judge(t, about(lines, old.netns)) })
 }
 
 // needTier skips the test where this kernel, or its policy, refuses the tier.
@@ -623,7 +627,7 @@ func needTier(t testing.TB, tier string) {
 	t.Fatalf("tier %s: %s", tier, out)
 }
 
-func runScenarios(t *testing.T, scenarios []scenario) []*netns {
+func runScenarios(t testing.TB, scenarios []scenario) []*netns {
 	t.Helper()
 	namespaces := make([]*netns, len(scenarios))
 	results := make(chan error)
@@ -656,7 +660,7 @@ func about(lines []line, n *netns) []line {
 	return found
 }
 
-func (s *scenario) judge(t *testing.T, tier string, lines []line) {
+func (s *scenario) judge(t testing.TB, tier string, lines []line) {
 	want := slices.Clone(s.want)
 	if tier == probe.StateOnly.String() {
 		for _, b := range s.blind {
@@ -737,7 +741,7 @@ type old struct {
 	server           socket
 }
 
-func olderThanTrace(t *testing.T) *old {
+func olderThanTrace(t testing.TB) *old {
 	t.Helper()
 	o := &old{netns: newNetNS(t)}
 	err := o.netns.do(func() (err error) {
@@ -762,7 +766,7 @@ func olderThanTrace(t *testing.T) *old {
 }
 
 // end closes all of them, once there is a new connection to the old listener.
-func (o *old) end(t *testing.T) {
+func (o *old) end(t testing.TB) {
 	t.Helper()
 	err := o.netns.do(func() error {
 		s, err := newSocket(unix.AF_INET)
@@ -782,7 +786,7 @@ func (o *old) end(t *testing.T) {
 	}
 }
 
-func (o *old) judge(t *testing.T, lines []line) {
+func (o *old) judge(t testing.TB, lines []line) {
 	for _, l := range lines {
 		switch {
 		case l.Network.Peer.Port == 80:

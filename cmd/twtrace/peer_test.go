@@ -233,7 +233,7 @@ func (p *peer) end() error {
 }
 
 // owns reports, as a test failure, a line that names another owner.
-func (p *peer) owns(t *testing.T, l line) {
+func (p *peer) owns(t testing.TB, l line) {
 	t.Helper()
 	if l.Process.PID != p.pid || l.Process.Comm != p.comm {
 		t.Errorf("%s is of process %d (%s), want %d (%s)", l, l.Process.PID, l.Process.Comm, p.pid, p.comm)

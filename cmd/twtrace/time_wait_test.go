@@ -30,7 +30,7 @@ var timeWaitScenarios = []scenario{
 		run:   func() error { return connected(closeInTurn) },
 		kinds: timeWaitKinds,
 		want:  []string{"time_wait.enter"},
-		check: func(t *testing.T, lines []line) {
+		check: func(t testing.TB, lines []line) {
 			for _, l := range of(lines, "time_wait.enter") {
 				if l.Network.Local.Port == 80 || l.Network.Peer.Port != 80 || l.Process.PID != uint32(os.Getpid()) || l.TimeWait.SameDestination != 1 {
 					t.Errorf("%s is about %+v, of process %d, %d toward the destination", l, l.Network, l.Process.PID, l.TimeWait.SameDestination)
@@ -57,7 +57,7 @@ var timeWaitScenarios = []scenario{
 		},
 		kinds: timeWaitKinds,
 		want:  []string{"time_wait.enter"},
-		check: func(t *testing.T, lines []line) {
+		check: func(t testing.TB, lines []line) {
 			for _, l := range of(lines, "time_wait.enter") {
 				if l.Network.Local.Port != 80 {
 					t.Errorf("%s is about %+v", l, l.Network)
@@ -102,7 +102,7 @@ var timeWaitScenarios = []scenario{
 		},
 		kinds: timeWaitKinds,
 		want:  []string{"time_wait.enter"},
-		check: func(t *testing.T, lines []line) {
+		check: func(t testing.TB, lines []line) {
 			// Where the peer's ACK comes while the program is still inside
 			// close(), the kernel keeps the whole socket in FIN_WAIT2.
 			var since time.Time
@@ -170,7 +170,7 @@ var timeWaitScenarios = []scenario{
 		},
 		kinds: slices.Concat(timeWaitKinds, []string{"port_reuse"}),
 		want:  []string{"time_wait.enter", "time_wait.end reused", "time_wait.enter", "port_reuse tuple tw_reuse", "port_reuse tuple after_close"},
-		check: func(t *testing.T, lines []line) {
+		check: func(t testing.TB, lines []line) {
 			for _, l := range of(lines, "time_wait.end") {
 				if !l.TimeWait.Exact || l.TimeWait.Duration < 2000 || l.Process.PID != uint32(os.Getpid()) {
 					t.Errorf("%s after %v ms, exact %v, of process %d", l, l.TimeWait.Duration, l.TimeWait.Exact, l.Process.PID)
@@ -245,7 +245,7 @@ var timeWaitScenarios = []scenario{
 		},
 		kinds: []string{"time_wait.enter"},
 		want:  []string{"time_wait.enter"},
-		check: func(t *testing.T, lines []line) {
+		check: func(t testing.TB, lines []line) {
 			want := []string{"time_wait.end killed"}
 			if undestroyed {
 				want = nil
@@ -274,7 +274,7 @@ var portScenarios = []scenario{
 		kinds: []string{"port_pressure", "connect"},
 		want: slices.Concat([]string{"port_pressure", "port_pressure", "port_pressure"},
 			slices.Repeat([]string{"connect established"}, 8), []string{"connect no_local_port EADDRNOTAVAIL"}),
-		check: func(t *testing.T, lines []line) {
+		check: func(t testing.TB, lines []line) {
 			var ratios []float64
 			for _, l := range of(lines, "port_pressure") {
 				ratios = append(ratios, l.Ports.UsedRatio)
@@ -302,7 +302,7 @@ var portScenarios = []scenario{
 		},
 		kinds: []string{"connect"},
 		want:  []string{"connect established", "connect established", "connect no_local_port EADDRNOTAVAIL"},
-		check: func(t *testing.T, lines []line) { holdersOf(t, lines, 2) },
+		check: func(t testing.TB, lines []line) { holdersOf(t, lines, 2) },
 	},
 	{
 		name: "bound to an address, with the port left to connect",
@@ -316,7 +316,7 @@ var portScenarios = []scenario{
 		},
 		kinds: []string{"connect"},
 		want:  []string{"connect established", "connect established", "connect no_local_port EADDRNOTAVAIL"},
-		check: func(t *testing.T, lines []line) { holdersOf(t, lines, 2) },
+		check: func(t testing.TB, lines []line) { holdersOf(t, lines, 2) },
 	},
 }
 
@@ -364,7 +364,7 @@ func exhaust(connections int, option func(socket) error) error {
 }
 
 // holdersOf checks that the connect which found no local port says who has them.
-func holdersOf(t *testing.T, lines []line, ports int) {
+func holdersOf(t testing.TB, lines []line, ports int) {
 	t.Helper()
 	for _, l := range of(lines, "connect") {
 		if l.Connect.Outcome != "no_local_port" {
@@ -420,7 +420,7 @@ func TestLossMadeUp(t *testing.T) {
 // four clients leave four TIME_WAITs; with one port left, the second client finds
 // it taken, and is told by whom; with tcp_tw_reuse the next one gets it. It returns
 // where it was played, and its check.
-func tellStory(t *testing.T, tr *tracer) (*netns, func(t *testing.T, lines []line)) {
+func tellStory(t testing.TB, tr *tracer) (*netns, func(t testing.TB, lines []line)) {
 	t.Helper()
 	pod, web := newNetNS(t), newNetNS(t)
 	if err := joinNetNS(pod, web); err != nil {
@@ -470,7 +470,7 @@ func tellStory(t *testing.T, tr *tracer) (*netns, func(t *testing.T, lines []lin
 	}
 	tr.await("the last TIME_WAIT", func(l line) bool { return l.Event == "time_wait.enter" && l.Process.PID == again })
 
-	return pod, func(t *testing.T, lines []line) {
+	return pod, func(t testing.TB, lines []line) {
 		entered := of(lines, "time_wait.enter")
 		ports := make(map[int]bool)
 		for _, l := range entered[:min(5, len(entered))] {
@@ -613,40 +613,44 @@ func TestTimeWaits(t *testing.T) {
 	for _, tier := range tiers() {
 		t.Run(tier, func(t *testing.T) {
 			needTier(t, tier)
-			tr := trace(t, "-o", "json", "--probe-tier", tier)
-			scenarios := slices.Concat(timeWaitScenarios, portScenarios)
-			namespaces := runScenarios(t, scenarios)
-			pod, checkStory := tellStory(t, tr)
-			before, after := movePod(t, tr) // last: the inode of a namespace that is gone is used again
-			lines := tr.stop()
-			checkLog(t, lines)
-			t.Run("the story", func(t *testing.T) { checkStory(t, about(lines, pod)) })
-			for i, s := range scenarios {
-				t.Run(s.name, func(t *testing.T) { s.judge(t, tier, about(lines, namespaces[i])) })
-			}
-			t.Run("the network namespace goes", func(t *testing.T) {
-				s := scenario{kinds: timeWaitKinds, want: []string{"time_wait.enter", "time_wait.end killed"}}
-				s.judge(t, tier, about(lines, before))
-			})
-			t.Run("the address moves to another network namespace", func(t *testing.T) {
-				s := scenario{kinds: []string{"port_reuse"}, want: []string{"port_reuse tuple other_netns", "port_reuse tuple other_netns"}}
-				s.check = func(t *testing.T, lines []line) {
-					for _, l := range of(lines, "port_reuse") {
-						if l.Reuse.Previous.NetNS != before.inode {
-							t.Errorf("%s: the earlier use was in %d, want %d", l, l.Reuse.Previous.NetNS, before.inode)
-						}
-					}
-				}
-				s.judge(t, tier, about(lines, after))
-			})
+			undisturbed(t, func(t testing.TB) { testTimeWaits(t, tier) })
 		})
 	}
 	t.Run("expired", expired)
 }
 
+func testTimeWaits(t testing.TB, tier string) {
+	tr := trace(t, "-o", "json", "--probe-tier", tier)
+	scenarios := slices.Concat(timeWaitScenarios, portScenarios)
+	namespaces := runScenarios(t, scenarios)
+	pod, checkStory := tellStory(t, tr)
+	before, after := movePod(t, tr) // last: the inode of a namespace that is gone is used again
+	lines := tr.stop()
+	checkLog(t, lines)
+	part(t, "the story", func(t testing.TB) { checkStory(t, about(lines, pod)) })
+	for i, s := range scenarios {
+		part(t, s.name, func(t testing.TB) { s.judge(t, tier, about(lines, namespaces[i])) })
+	}
+	part(t, "the network namespace goes", func(t testing.TB) {
+		s := scenario{kinds: timeWaitKinds, want: []string{"time_wait.enter", "time_wait.end killed"}}
+		s.judge(t, tier, about(lines, before))
+	})
+	part(t, "the address moves to another network namespace", func(t testing.TB) {
+		s := scenario{kinds: []string{"port_reuse"}, want: []string{"port_reuse tuple other_netns", "port_reuse tuple other_netns"}}
+		s.check = func(t testing.TB, lines []line) {
+			for _, l := range of(lines, "port_reuse") {
+				if l.Reuse.Previous.NetNS != before.inode {
+					t.Errorf("%s: the earlier use was in %d, want %d", l, l.Reuse.Previous.NetNS, before.inode)
+				}
+			}
+		}
+		s.judge(t, tier, about(lines, after))
+	})
+}
+
 // movePod makes a connection of a pod that goes, leaving a TIME_WAIT, and the same
 // one again where its address comes up next.
-func movePod(t *testing.T, tr *tracer) (before, after *netns) {
+func movePod(t testing.TB, tr *tracer) (before, after *netns) {
 	t.Helper()
 	connection := func() error {
 		lo, err := netlink.LinkByName("lo")

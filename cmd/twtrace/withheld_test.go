@@ -61,6 +61,16 @@ func (t *trial) run(test func(testing.TB)) {
 	}
 }
 
+// part runs a part of a test, whose problems bear its name.
+func part(t testing.TB, name string, test func(testing.TB)) {
+	t.Helper()
+	p := &trial{TB: t}
+	p.run(test)
+	for _, problem := range p.problems {
+		t.Errorf("%s: %s", name, problem)
+	}
+}
+
 // do runs f until it ends or fails for good.
 func (t *trial) do(f func()) {
 	done := make(chan struct{})
