@@ -15,7 +15,7 @@ const (
 	// wake the reader, a wake-up an event would double what tracing costs.
 	pollInterval = 50 * time.Millisecond
 	// restAfter is after how many looks in vain the reader rests until the next
-	// event wakes it: to look twenty times a second takes half a percent of a processor.
+	// event wakes it: each look has Go's scheduler wake up, too.
 	restAfter = 10
 	// restInterval bounds a rest, for whatever else there is to do, and for the
 	// event that came when it began.
