@@ -206,6 +206,9 @@ var timeWaitScenarios = []scenario{
 	{
 		name: "a RST",
 		run: func() error {
+			if err := sysctl("ipv4/tcp_rfc1337", "0"); err != nil {
+				return err
+			}
 			return connected(func(client, server socket) error {
 				from, to, seq, err := finOf(server)
 				if err != nil {

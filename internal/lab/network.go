@@ -81,6 +81,9 @@ func New(number byte) (n *Network, err error) {
 		n.join(n.srv, n.serverAddress()+"/24", n.natAddress()+"/24"),
 		n.a.do(func() error { return route("0.0.0.0/0", n.gatewayA()) }),
 		n.b.do(func() error { return route("0.0.0.0/0", n.gatewayB()) }),
+		// On a slow machine a FIN comes twice, and its second answer finds no socket:
+		// the RST for that would end a's TIME_WAIT.
+		n.a.sysctl("ipv4/tcp_rfc1337", "1"),
 		n.srv.do(func() error {
 			return errors.Join(route("10.77.0.0/16", n.natAddress()), addAddress("lo", n.farAddress()+"/32"))
 		}),
