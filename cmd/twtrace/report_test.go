@@ -66,17 +66,14 @@ func checkReport(t testing.TB, path string, lines []line) {
 // came together in it.
 func TestReport(t *testing.T) {
 	needRoot(t)
+	noKernels(t)
 	quick := slices.DeleteFunc(lab.Scenarios(), func(s lab.Scenario) bool {
 		return !slices.Contains([]string{"refused", "no-route", "port-exhaustion", "port-leak", "reset", "half-open", "tw-overflow"}, s.Name)
 	})
-	mixes := 10
-	if testing.Short() {
-		mixes = 1
-	}
 	for _, tier := range tiers() {
 		t.Run(tier, func(t *testing.T) {
 			needTier(t, tier)
-			for range mixes {
+			for range 10 {
 				rand.Shuffle(len(quick), func(i, j int) { quick[i], quick[j] = quick[j], quick[i] })
 				mix := quick[:1+rand.IntN(4)]
 				undisturbed(t, func(t testing.TB) {
