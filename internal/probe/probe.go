@@ -78,7 +78,6 @@ type Tracer struct {
 	empty   bool // the ring was, when it was looked at last
 	record  ringbuf.Record
 	decode  decoder
-	locator *locator
 }
 
 // attachment is a program and what holds it at its hook.
@@ -129,8 +128,8 @@ func Open(config Config) (*Tracer, error) {
 	go func() { created <- t.createMaps(config) }()
 	t.decode.resetReasons = reasons(types, "sk_rst_reason", "SK_RST_REASON_")
 	t.decode.dropReasons = reasons(types, "skb_drop_reason", "SKB_DROP_REASON_")
-	t.locator = newLocator("/proc/kallsyms")
-	t.decode.locate = t.locator.name
+	where := newLocator("/proc/kallsyms")
+	t.decode.locate = where.name
 	t.kernel = facts(cache, types)
 	<-found
 	if err = <-created; err == nil {
@@ -140,6 +139,7 @@ func Open(config Config) (*Tracer, error) {
 		t.Close()
 		return nil, err
 	}
+	go where.functions()
 	return t, nil
 }
 
@@ -250,7 +250,6 @@ func (t *Tracer) Read(e *event.Event) error {
 		t.decode.syncClock()
 	}
 	if t.empty = !t.pending(); t.empty {
-		t.locator.rest()
 		return os.ErrDeadlineExceeded
 	}
 	err := t.ring.ReadInto(&t.record)

@@ -3,15 +3,14 @@ package probe
 import (
 	"bufio"
 	"bytes"
-	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"slices"
-	"sort"
 	"strconv"
-	"time"
+	"strings"
+	"sync"
 
 	"github.com/twtrace/twtrace/internal/event"
 )
@@ -91,17 +90,14 @@ func parseSymbols(r io.Reader) (symbols, error) {
 	var last uint64
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {
-		// "ffffffff82006070 t tw_timer_handler"
-		line := lines.Bytes()
-		digits, rest, _ := bytes.Cut(line, []byte{' '})
-		kind, name, _ := bytes.Cut(rest, []byte{' '})
-		address, err := strconv.ParseUint(string(digits), 16, 64)
-		if err != nil || len(kind) != 1 {
-			return symbols{}, fmt.Errorf("read the kernel's symbols: %q is none", line)
+		line, err := parseSymbol(lines.Bytes())
+		if err != nil {
+			return symbols{}, fmt.Errorf("read the kernel's symbols: %w", err)
 		}
-		if bytes.IndexByte(name, '[') >= 0 {
-			break // of a module
+		if line.ofModule {
+			break
 		}
+		address := line.address
 		if address == 0 {
 			continue // hidden, or of no function: per-CPU data
 		}
@@ -114,12 +110,9 @@ func parseSymbols(r io.Reader) (symbols, error) {
 			}
 			last = address
 		}
-		// What the compiler made of a function has a suffix:
-		// tcp_v4_rcv.cold, tcp_abort.isra.0.
-		name, _, _ = bytes.Cut(name, []byte{'.'})
-		means, ok := endings[string(name)]
+		means, ok := endings[string(line.name)]
 		switch {
-		case string(name) == "tw_timer_handler":
+		case string(line.name) == "tw_timer_handler":
 			s.twTimerHandler = address
 		case ok && len(callers) < maxCallers:
 			callers = append(callers, bpfCaller{Start: address, Means: uint64(means)})
@@ -137,101 +130,144 @@ func parseSymbols(r io.Reader) (symbols, error) {
 	return s, nil
 }
 
-// A locator names functions of the kernel by addresses within them. There are few
-// places that drop packets, and many functions: it keeps the names that it found, and
-// the whole table only for a while.
-type locator struct {
-	path  string
-	known map[uint64]string
-	table *symbolTable
-	used  time.Time
+// A symbol is a line of /proc/kallsyms.
+type symbol struct {
+	address    uint64
+	name       []byte // without what the compiler added: tcp_v4_rcv.cold, tcp_abort.isra.0
+	isFunction bool
+	ofModule   bool
 }
 
-const (
-	// maxLocations bounds the places that are remembered; past it all are
-	// forgotten.
-	maxLocations = 1024
-	// tableAge is how long the table is kept after it was used.
-	tableAge = time.Minute
-)
+// parseSymbol parses "ffffffff82006070 t tw_timer_handler", with "\t[module]" where
+// it is of one. The name is a part of the line.
+func parseSymbol(line []byte) (symbol, error) {
+	digits, rest, _ := bytes.Cut(line, []byte{' '})
+	kind, name, _ := bytes.Cut(rest, []byte{' '})
+	address, err := strconv.ParseUint(string(digits), 16, 64)
+	if err != nil || len(kind) != 1 {
+		return symbol{}, fmt.Errorf("%q is none", line)
+	}
+	name, _, ofModule := bytes.Cut(name, []byte{'\t'})
+	name, _, _ = bytes.Cut(name, []byte{'.'})
+	isFunction := strings.IndexByte("tTwW", kind[0]) >= 0
+	return symbol{address, name, isFunction, ofModule}, nil
+}
+
+// functions are the kernel's own, some 100,000, without a pointer for each.
+type functions struct {
+	starts []uint64 // in order
+	names  []byte
+	ends   []uint32 // of the names
+}
+
+// readFunctions reads them from /proc/kallsyms; none where they are hidden.
+func readFunctions(path string) functions {
+	file, err := os.Open(path)
+	if err != nil {
+		return functions{}
+	}
+	defer file.Close()
+	return parseFunctions(file)
+}
+
+func parseFunctions(r io.Reader) functions {
+	const expected = 1 << 17 // what is not used takes no memory
+	f := functions{
+		starts: make([]uint64, 0, expected),
+		names:  make([]byte, 0, 24*expected),
+		ends:   make([]uint32, 0, expected),
+	}
+	lines := bufio.NewScanner(r)
+	for lines.Scan() {
+		line, err := parseSymbol(lines.Bytes())
+		if err != nil || line.ofModule {
+			break
+		}
+		if line.isFunction && line.address != 0 {
+			f.add(line.address, line.name)
+		}
+	}
+	return f
+}
+
+// add takes the first name of an address, and those that come in order.
+func (f *functions) add(address uint64, name []byte) {
+	if n := len(f.starts); n > 0 && address <= f.starts[n-1] {
+		return
+	}
+	f.starts = append(f.starts, address)
+	f.names = append(f.names, name...)
+	f.ends = append(f.ends, uint32(len(f.names)))
+}
+
+// at returns the function that an address lies in, "" where it is none of these.
+func (f functions) at(address uint64) string {
+	n, found := slices.BinarySearch(f.starts, address)
+	if !found {
+		n--
+	}
+	if n < 0 || n == len(f.starts)-1 && !found {
+		return ""
+	}
+	var begin uint32
+	if n > 0 {
+		begin = f.ends[n-1]
+	}
+	return string(f.names[begin:f.ends[n]])
+}
+
+// A locator names functions of the kernel by addresses within them. The kernel's own
+// are read as soon as it traces, side by side with that: it takes some 50 ms, in which
+// a busy machine fills the ring. Modules come and go: theirs are looked up when one is
+// met, and remembered.
+type locator struct {
+	path      string
+	functions func() functions
+	ofModules map[uint64]string
+}
 
 func newLocator(path string) *locator {
-	return &locator{path: path, known: make(map[uint64]string)}
+	return &locator{
+		path: path, ofModules: make(map[uint64]string),
+		functions: sync.OnceValue(func() functions { return readFunctions(path) }),
+	}
 }
+
+// maxLocations bounds the places in modules that are remembered; past it all are
+// forgotten.
+const maxLocations = 1024
 
 // name returns the function that an address lies in, "" where the kernel doesn't
 // tell.
 func (l *locator) name(address uint64) string {
-	name, ok := l.known[address]
+	if name := l.functions().at(address); name != "" {
+		return name
+	}
+	name, ok := l.ofModules[address]
 	if ok {
 		return name
 	}
-	if l.table == nil {
-		if file, err := os.Open(l.path); err == nil {
-			l.table = readTable(file)
-			file.Close()
-		}
+	if file, err := os.Open(l.path); err == nil {
+		name = moduleFunction(file, address)
+		file.Close()
 	}
-	if l.table != nil {
-		name = l.table.at(address)
+	if len(l.ofModules) >= maxLocations {
+		clear(l.ofModules)
 	}
-	l.used = time.Now()
-	if len(l.known) >= maxLocations {
-		clear(l.known)
-	}
-	l.known[address] = name
+	l.ofModules[address] = name
 	return name
 }
 
-// rest lets go of the table where it was not used for a while.
-func (l *locator) rest() {
-	if l.table != nil && time.Since(l.used) > tableAge {
-		l.table = nil
-	}
-}
-
-// A symbolTable is the kernel's table of some 200,000 symbols, without a pointer for each.
-type symbolTable struct {
-	symbols []symbol
-	names   []byte
-}
-
-type symbol struct {
-	address uint64
-	name    uint32 // where it begins in names; it ends at the next NUL
-}
-
-// readTable reads /proc/kallsyms. The symbols of modules stand behind the kernel's
-// own, in no order.
-func readTable(r io.Reader) *symbolTable {
-	t := &symbolTable{}
+// moduleFunction returns the last function of a module that begins at or before the
+// address, in /proc/kallsyms, where they stand in no order.
+func moduleFunction(r io.Reader, address uint64) (name string) {
+	var begin uint64
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {
-		digits, rest, _ := bytes.Cut(lines.Bytes(), []byte{' '})
-		address, err := strconv.ParseUint(string(digits), 16, 64)
-		if err != nil || address == 0 {
-			continue
+		line, err := parseSymbol(lines.Bytes())
+		if err == nil && line.ofModule && line.isFunction && line.address > begin && line.address <= address {
+			begin, name = line.address, string(line.name)
 		}
-		_, name, _ := bytes.Cut(rest, []byte{' '})
-		name, _, _ = bytes.Cut(name, []byte{'\t'}) // of a module
-		name, _, _ = bytes.Cut(name, []byte{'.'})
-		t.symbols = append(t.symbols, symbol{address, uint32(len(t.names))})
-		t.names = append(append(t.names, name...), 0)
 	}
-	slices.SortStableFunc(t.symbols, func(a, b symbol) int { return cmp.Compare(a.address, b.address) })
-	return t
-}
-
-// at returns the last symbol that begins at or before the address, the first of
-// several that begin at the same.
-func (t *symbolTable) at(address uint64) string {
-	n := sort.Search(len(t.symbols), func(i int) bool { return t.symbols[i].address > address })
-	if n == 0 {
-		return ""
-	}
-	begin := t.symbols[n-1].address
-	for n--; n > 0 && t.symbols[n-1].address == begin; n-- {
-	}
-	name, _, _ := bytes.Cut(t.names[t.symbols[n].name:], []byte{0})
-	return string(name)
+	return name
 }

@@ -6,7 +6,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -141,8 +140,8 @@ func TestRunningKernel(t *testing.T) {
 		}
 		t.Fatal(err)
 	}
-	if got.twTimerHandler == 0 {
-		t.Error("no tw_timer_handler")
+	if name := readFunctions("/proc/kallsyms").at(got.twTimerHandler + 1); name != "tw_timer_handler" {
+		t.Errorf("%q is where tw_timer_handler should be", name)
 	}
 	found := make(map[event.Ended]int)
 	last := 0
@@ -183,6 +182,16 @@ func FuzzSymbols(f *testing.F) {
 	f.Add("ffffffffffffffff t tcp_abort\n0 t tw_timer_handler\n")
 	f.Add("1 t mod_timer\n0 t tcp_abort\n1 t tw_timer_handler\n")
 	f.Fuzz(func(t *testing.T, text string) {
+		moduleFunction(strings.NewReader(text), 0xffffffffc0000000)
+		all := parseFunctions(strings.NewReader(text))
+		for i, start := range all.starts {
+			if i > 0 && start <= all.starts[i-1] {
+				t.Errorf("functions out of order: %x", all.starts)
+			}
+			for _, address := range []uint64{start - 1, start, start + 1} {
+				all.at(address)
+			}
+		}
 		got, err := parseSymbols(strings.NewReader(text))
 		if err != nil {
 			if got != (symbols{}) {
@@ -221,30 +230,46 @@ func BenchmarkSymbols(b *testing.B) {
 // TestLocator: a function by an address within it, of the kernel and of a module.
 func TestLocator(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "kallsyms")
-	text := strings.Join([]string{
+	kernel := strings.Join([]string{
 		"0000000000000000 A fixed_percpu_data",
+		"0000000000001000 A cpu_debug_store",
 		"ffffffff81000000 T first",
 		"ffffffff81000010 t nf_hook_slow",
 		"ffffffff81000010 t alias",
+		"ffffffff81000020 d no_function",
 		"ffffffff81000100 T tcp_v4_rcv.isra.0",
-		"ffffffffc0000200 t nft_do_chain\t[nf_tables]",
-		"ffffffffc0000100 t nft_other\t[nf_tables]",
+		"ffffffff81000200 t tw_timer_handler",
+		"ffffffff81000300 T _einittext",
 		"",
 	}, "\n")
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
+	modules := strings.Join([]string{
+		"ffffffffc0000200 t nft_do_chain\t[nf_tables]",
+		"ffffffffc0000100 t nft_other\t[nf_tables]",
+		"ffffffffc0000104 d no_function\t[nf_tables]",
+		"",
+	}, "\n")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
+	write(kernel)
 	l := newLocator(path)
+	l.functions()
+	write(kernel + modules) // they were loaded later
 	for _, test := range []struct {
 		address uint64
 		want    string
 	}{
+		{0x1001, ""},
 		{0xffffffff80ffffff, ""},
 		{0xffffffff81000000, "first"},
 		{0xffffffff8100000f, "first"},
 		{0xffffffff81000010, "nf_hook_slow"},
 		{0xffffffff810000ff, "nf_hook_slow"},
 		{0xffffffff81000142, "tcp_v4_rcv"},
+		{0xffffffff81000301, ""},
 		{0xffffffffc0000142, "nft_other"},
 		{0xffffffffc0000242, "nft_do_chain"},
 		{0xffffffff81000142, "tcp_v4_rcv"},
@@ -253,16 +278,17 @@ func TestLocator(t *testing.T) {
 			t.Errorf("%#x: %q, want %q", test.address, got, test.want)
 		}
 	}
-	for range 2 * maxLocations {
-		l.name(0xffffffffc0000200 + uint64(len(l.known)))
-		if len(l.known) > maxLocations {
-			t.Fatalf("%d places are known", len(l.known))
+	write("")
+	for _, address := range []uint64{0xffffffff81000011, 0xffffffffc0000142} {
+		if l.name(address) == "" {
+			t.Errorf("%#x is forgotten", address)
 		}
 	}
-	l.used = time.Now().Add(-2 * tableAge)
-	l.rest()
-	if l.table != nil {
-		t.Error("the table is kept")
+	for range 2 * maxLocations {
+		l.name(0xffffffffc0000200 + uint64(len(l.ofModules)))
+		if len(l.ofModules) > maxLocations {
+			t.Fatalf("%d places are known", len(l.ofModules))
+		}
 	}
 	if got := newLocator(filepath.Join(t.TempDir(), "none")).name(1); got != "" {
 		t.Errorf("%q without symbols", got)
