@@ -167,11 +167,12 @@ func readFunctions(path string) functions {
 		return functions{}
 	}
 	defer file.Close()
-	return parseFunctions(file)
+	const expected = 1 << 17 // what is not used takes no memory
+	return parseFunctions(file, expected)
 }
 
-func parseFunctions(r io.Reader) functions {
-	const expected = 1 << 17 // what is not used takes no memory
+// parseFunctions makes room for as many functions as are expected.
+func parseFunctions(r io.Reader, expected int) functions {
 	f := functions{
 		starts: make([]uint64, 0, expected),
 		names:  make([]byte, 0, 24*expected),

@@ -183,7 +183,7 @@ func FuzzSymbols(f *testing.F) {
 	f.Add("1 t mod_timer\n0 t tcp_abort\n1 t tw_timer_handler\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		moduleFunction(strings.NewReader(text), 0xffffffffc0000000)
-		all := parseFunctions(strings.NewReader(text))
+		all := parseFunctions(strings.NewReader(text), 0)
 		for i, start := range all.starts {
 			if i > 0 && start <= all.starts[i-1] {
 				t.Errorf("functions out of order: %x", all.starts)
