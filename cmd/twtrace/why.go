@@ -181,7 +181,7 @@ func fullest(path string) *verdict.Backlog {
 	}
 	longest := slices.MaxFunc(queues, func(a, b owner.Queue) int { return cmp.Compare(a.Length, b.Length) })
 	backlog := &verdict.Backlog{Port: longest.Port, Length: longest.Length}
-	if holders, err := owner.Holders("/proc"); err == nil {
+	if holders, err := owner.Holders("/proc", longest.Inode); err == nil {
 		backlog.Owner = holders[longest.Inode]
 	}
 	return backlog

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -18,11 +19,12 @@ import (
 	"github.com/twtrace/twtrace/internal/event"
 )
 
-// Holders returns, for every open socket's inode, a process that holds it. Of
-// several the oldest is taken: who opened it, where it did not pass it on and
-// end. Processes that end meanwhile, and those that may not be looked at, are
-// passed over. proc is where procfs is mounted.
-func Holders(proc string) (map[uint64]event.Owner, error) {
+// Holders returns, for the inodes of open sockets, a process that holds each: of
+// those given, and of all where none is. Of several processes the oldest is taken:
+// who opened it, where it did not pass it on and end. Processes that end meanwhile,
+// and those that may not be looked at, are passed over. proc is where procfs is
+// mounted.
+func Holders(proc string, given ...uint64) (map[uint64]event.Owner, error) {
 	pids, err := processes(proc)
 	if err != nil {
 		return nil, err
@@ -31,7 +33,7 @@ func Holders(proc string) (map[uint64]event.Owner, error) {
 	since := make(map[uint64]uint64)
 	for _, pid := range pids {
 		dir := filepath.Join(proc, strconv.Itoa(pid))
-		inodes := sockets(dir)
+		inodes := sockets(dir, given)
 		if len(inodes) == 0 {
 			continue
 		}
@@ -68,8 +70,9 @@ func processes(proc string) ([]int, error) {
 	return pids, nil
 }
 
-// sockets returns the inodes of the sockets that a process holds open.
-func sockets(dir string) []uint64 {
+// sockets returns the inodes of the sockets that a process holds open, and of those
+// given alone where there are any.
+func sockets(dir string, given []uint64) []uint64 {
 	fds, err := os.Open(filepath.Join(dir, "fd"))
 	if err != nil {
 		return nil
@@ -86,7 +89,7 @@ func sockets(dir string) []uint64 {
 		if err != nil {
 			continue
 		}
-		if inode, ok := bracketed(string(target[:n]), "socket:["); ok {
+		if inode, ok := bracketed(string(target[:n]), "socket:["); ok && (len(given) == 0 || slices.Contains(given, inode)) {
 			inodes = append(inodes, inode)
 		}
 	}

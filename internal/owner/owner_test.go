@@ -93,7 +93,8 @@ func TestHolders(t *testing.T) {
 	proc.add(400, "odd", 7, 500, "socket:[]", "socket:[x]", "socket:[-1]", "socket:", "[42]", "socket:[43]")
 	proc["400/fd/9"] = "closed meanwhile"
 
-	got, err := Holders(proc.write(t))
+	dir := proc.write(t)
+	got, err := Holders(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,6 +112,14 @@ func TestHolders(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+
+	got, err = Holders(dir, 32, 99)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(map[uint64]event.Owner{32: want[32]}, got); diff != "" {
+		t.Errorf("of two that are given (-want +got):\n%s", diff)
 	}
 }
 
