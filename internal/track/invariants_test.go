@@ -64,15 +64,15 @@ func broken(t *Tracker) error {
 	}
 	seen := make(map[identity]bool)
 	chained := 0
-	for pair, head := range u.heads {
+	for hash, head := range u.heads {
 		if head == 0 {
 			return fmt.Errorf("a pair without a use")
 		}
 		for n := head; n != 0; n = u.at(n).next {
 			use := u.at(n)
 			id := identity{use.toward(), use.pair.lport}
-			if free[n] || use.pair != pair || seen[id] {
-				return fmt.Errorf("use %d in the chain of %v is free, or of another pair, or there twice: %+v", n, pair, use)
+			if free[n] || u.head(use.netns, use.pair) != hash || seen[id] {
+				return fmt.Errorf("use %d is free, or in the chain of another pair, or there twice: %+v", n, use)
 			}
 			seen[id] = true
 			chained++

@@ -12,31 +12,30 @@ import (
 // reuse finds, in t.reused, which earlier use of its ports a connection or attempt
 // that began at the time begin follows; it returns false where none is remembered.
 func (t *Tracker) reuse(e *event.Event, begin int64) bool {
-	first := uint32(0)
-	if e.Tuple.Peer.IsValid() && e.Tuple.Local.Port() != 0 && e.Tuple.Local.Addr().IsValid() {
-		first = t.uses.heads[pairOf(e.Tuple)]
-	}
-	if first == 0 {
+	if !e.Tuple.Peer.IsValid() || e.Tuple.Local.Port() == 0 || !e.Tuple.Local.Addr().IsValid() {
 		return false
 	}
-	t.reused = record.ReuseFields{}
-	fields, local := &t.reused, e.Tuple.Local.Addr().As16()
+	pair, local := pairOf(e.Tuple), e.Tuple.Local.Addr().As16()
 	var same uint32
 	var moved, port *use
-	for n := first; n != 0; n = t.uses.at(n).next {
-		u := t.uses.at(n)
-		isHere, isLocal := u.netns == e.NetNS, u.local == local
+	for n, u := range t.uses.of(e.NetNS, pair) {
 		switch {
 		case u.ended > e.Clock(): // later, or what is left of this very one
-		case isHere && isLocal:
+		case u.local == local:
 			same = n
-		case u.ended > begin || u.ended != 0 && begin-u.ended > window:
-		case isHere:
+		case u.isBefore(begin):
 			port = latest(port, u)
-		case isLocal && t.moved(u, e):
-			moved = latest(moved, u)
 		}
 	}
+	if netns := t.cameFrom(e); netns != (event.NetNS{}) {
+		for _, u := range t.uses.of(netns, pair) {
+			if u.local == local && u.isBefore(begin) {
+				moved = u
+			}
+		}
+	}
+	t.reused = record.ReuseFields{}
+	fields := &t.reused
 	var u *use
 	if same != 0 {
 		u = t.uses.at(same)
@@ -74,6 +73,12 @@ func (t *Tracker) reuse(e *event.Event, begin int64) bool {
 		fields.Previous.Local = u.socket().Tuple.Local.Addr()
 	}
 	return true
+}
+
+// isBefore reports whether a use was over at the time begin, and its window was not;
+// where its end is not known it is taken for that.
+func (use *use) isBefore(begin int64) bool {
+	return use.ended <= begin && (use.ended == 0 || begin-use.ended <= window)
 }
 
 func latest(a, b *use) *use {
@@ -150,10 +155,14 @@ func (t *Tracker) locate(e *event.Event) {
 	t.places[address.As16()] = p
 }
 
-// moved reports whether the address of u has moved to where e is.
-func (t *Tracker) moved(u *use, e *event.Event) bool {
-	p := t.places[u.local]
-	return isMovable(e.Tuple.Local.Addr()) && !p.shared && p.now == e.NetNS && p.before[0] == u.netns
+// cameFrom returns where the local address of e was before it moved to where e is:
+// none where it did not.
+func (t *Tracker) cameFrom(e *event.Event) event.NetNS {
+	p := t.places[e.Tuple.Local.Addr().As16()]
+	if !isMovable(e.Tuple.Local.Addr()) || p.shared || p.now != e.NetNS {
+		return event.NetNS{}
+	}
+	return p.before[0]
 }
 
 // socket is whose port a use had.

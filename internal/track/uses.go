@@ -2,6 +2,7 @@ package track
 
 import (
 	"hash/maphash"
+	"iter"
 	"time"
 
 	"github.com/twtrace/twtrace/internal/event"
@@ -20,10 +21,18 @@ const (
 	maxUses = 1 << 20
 )
 
-// pair is what two uses that meet have in common: the peer, and the local port.
+// pair is what two uses that meet have in common but for their network namespaces:
+// the peer, and the local port.
 type pair struct {
 	peer         [16]byte
 	pport, lport uint16
+}
+
+// pairIn is a pair in one of them. It has no padding: it is hashed in one go.
+type pairIn struct {
+	cookie uint64
+	inode  uint32
+	pair
 }
 
 func pairOf(t event.Tuple) pair {
@@ -50,7 +59,7 @@ type use struct {
 	stage         stage
 	armed         bool   // the 60 s of its TIME_WAIT began at `since`
 	where         uint32 // destination whose port it holds, 0 none
-	next          uint32 // use of the same pair
+	next          uint32 // use of the same pair there
 	byAge         link   // in uses.past or uses.waiting
 	siblings      link   // in a list of the destination
 }
@@ -89,7 +98,9 @@ func (h *holder) owner() event.Owner {
 // uses are the uses known.
 type uses struct {
 	slab[use]
-	heads map[pair]uint32
+	// heads are the first use of each pair in a network namespace, by their
+	// hash: it takes less room, and the few that have the same share a chain.
+	heads map[uint64]uint32
 	past  list // the first over first
 	// waiting are in FIN_WAIT2 or TIME_WAIT, the first armed first.
 	waiting list
@@ -104,7 +115,7 @@ type uses struct {
 
 func newUses(most int) uses {
 	return uses{
-		slab: newSlab[use](most), heads: make(map[pair]uint32),
+		slab: newSlab[use](most), heads: make(map[uint64]uint32),
 		sameDestination: make(map[uint64]uint32), seed: maphash.MakeSeed(),
 	}
 }
@@ -112,11 +123,27 @@ func newUses(most int) uses {
 func (u *uses) byAge(n uint32) *link    { return &u.at(n).byAge }
 func (u *uses) siblings(n uint32) *link { return &u.at(n).siblings }
 
+// head is the key of `heads`.
+func (u *uses) head(netns event.NetNS, p pair) uint64 {
+	return maphash.Comparable(u.seed, pairIn{netns.Cookie, netns.Inode, p})
+}
+
+// of goes along the uses of a pair in a network namespace.
+func (u *uses) of(netns event.NetNS, p pair) iter.Seq2[uint32, *use] {
+	return func(yield func(uint32, *use) bool) {
+		for n := u.heads[u.head(netns, p)]; n != 0; n = u.at(n).next {
+			if use := u.at(n); use.netns == netns && use.pair == p && !yield(n, use) {
+				return
+			}
+		}
+	}
+}
+
 // find returns the use of this very four-tuple in this network namespace.
 func (u *uses) find(netns event.NetNS, t event.Tuple) uint32 {
 	local := t.Local.Addr().As16()
-	for n := u.heads[pairOf(t)]; n != 0; n = u.at(n).next {
-		if use := u.at(n); use.netns == netns && use.local == local {
+	for n, use := range u.of(netns, pairOf(t)) {
+		if use.local == local {
 			return n
 		}
 	}
@@ -133,8 +160,9 @@ func (u *uses) make(netns event.NetNS, t event.Tuple) uint32 {
 		u.forget(u.past.first)
 	}
 	pair := pairOf(t)
-	n := u.add(use{netns: netns, local: t.Local.Addr().As16(), pair: pair, next: u.heads[pair]})
-	u.heads[pair] = n
+	head := u.head(netns, pair)
+	n := u.add(use{netns: netns, local: t.Local.Addr().As16(), pair: pair, next: u.heads[head]})
+	u.heads[head] = n
 	return n
 }
 
@@ -142,16 +170,17 @@ func (u *uses) make(netns event.NetNS, t event.Tuple) uint32 {
 func (u *uses) forget(n uint32) {
 	use := u.at(n)
 	u.past.remove(n, u.byAge)
-	switch before := u.heads[use.pair]; {
+	head := u.head(use.netns, use.pair)
+	switch before := u.heads[head]; {
 	case before != n:
 		for u.at(before).next != n {
 			before = u.at(before).next
 		}
 		u.at(before).next = use.next
 	case use.next == 0:
-		delete(u.heads, use.pair)
+		delete(u.heads, head)
 	default:
-		u.heads[use.pair] = use.next
+		u.heads[head] = use.next
 	}
 	u.remove(n)
 }
@@ -182,11 +211,12 @@ func (t *Tracker) keep(e *event.Event) {
 	if !e.Tuple.Peer.IsValid() {
 		return
 	}
-	u := &t.uses
-	for n := u.heads[pairOf(e.Tuple)]; n != 0; n = u.at(n).next {
-		if u.at(n).stage == past {
-			t.detach(n)
-			t.rest(n, e.Clock())
+	for _, netns := range [...]event.NetNS{e.NetNS, t.cameFrom(e)} {
+		for n, use := range t.uses.of(netns, pairOf(e.Tuple)) {
+			if use.stage == past {
+				t.detach(n)
+				t.rest(n, e.Clock())
+			}
 		}
 	}
 }
