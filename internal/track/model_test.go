@@ -50,7 +50,7 @@ type ended struct {
 var modelPorts = event.PortRange{Low: 40000, High: 40005}
 
 func (k *kernel) destination() event.Socket {
-	local := []string{"10.0.0.1", "10.0.0.2", "fd00::1"}[k.choose(3)]
+	local := []string{"10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::1"}[k.choose(4)]
 	peer := []string{"10.0.9.1", "10.0.9.2"}[k.choose(2)]
 	if local == "fd00::1" {
 		peer = "fd00::9"
